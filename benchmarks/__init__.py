@@ -1,0 +1,1 @@
+"""Programs that measure fxopt, or make what it ships."""

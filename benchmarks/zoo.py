@@ -1,0 +1,227 @@
+"""Compile whole model zoos and prove every file: `python -m benchmarks.zoo --suite torchvision --task float --json out.json`.
+
+Each model runs in a process of its own. The float task compares onnxruntime with the eager model at two batch sizes
+(and a second sequence length where there is one); the int8 task compares it with the converted Program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import queue
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from benchmarks.zoo_models import ZooModel, suite
+from fxopt.errors import FxoptError
+from fxopt.export.compare import compare_outputs
+from fxopt.export.session import Session
+from fxopt.export.to_onnx import to_onnx
+from fxopt.export.validate import Validation, validate
+from fxopt.graph.capture import call_of, capture
+from fxopt.graph.pipeline import Pipeline
+from fxopt.graph.program import Program
+from fxopt.passes.cleanup import CLEANUP
+
+SUITES = ("torchvision", "timm", "transformers", "rnn")
+BATCHES = (2, 3)
+CALIBRATION_BATCHES = 4
+
+
+@dataclass
+class Outcome:
+    """What happened to one model: ok, or the stage it failed in and why."""
+
+    name: str
+    family: str
+    suite: str
+    task: str
+    ok: bool = False
+    stage: str = "start"
+    reason: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    max_error: float | None = None
+    sqnr: float | None = None
+    delegated: dict[str, int] = field(default_factory=dict)
+    kernels: dict[str, int] = field(default_factory=dict)
+    integer: int = 0
+    weight_dequantize: int = 0
+    float_reasons: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Enter a stage and add up its wall time."""
+        self.stage = stage
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
+
+
+def run_model(model: ZooModel, outcome: Outcome) -> None:
+    """Take one model through the whole path; raises at the stage that fails."""
+    with outcome.timed("build"):
+        module = model.build()
+    inputs = model.inputs(BATCHES[0])
+    with outcome.timed("capture"):
+        program = capture(module, inputs, dynamic=model.dynamic)
+    with outcome.timed("passes"):
+        program = Pipeline(tuple(CLEANUP))(program)
+    if outcome.task == "int8":
+        program = _quantize(model, program, outcome)
+    with tempfile.TemporaryDirectory(prefix="fxopt-zoo-") as folder:
+        path = Path(folder) / "model.onnx"
+        target = "x86" if outcome.task == "int8" else "portable"
+        with outcome.timed("emit"):
+            emitted = to_onnx(program, path, target=target)
+        outcome.delegated = {op: len(nodes) for op, nodes in emitted.delegated.items()}
+        outcome.notes = list(program.notes)
+        args, kwargs = call_of(inputs)
+        with outcome.timed("validate"):
+            _record(outcome, validate(path, program, program.flatten(*args, **kwargs), target=target))
+        if outcome.task == "float":
+            with outcome.timed("eager"):
+                _compare_with_eager(model, module, program, path, outcome)
+    outcome.ok, outcome.stage = True, "done"
+
+
+def _quantize(model: ZooModel, program: Program, outcome: Outcome) -> Program:
+    from fxopt.passes.quantize import quantize_with_reasons
+
+    data = [model.inputs(4) for _ in range(CALIBRATION_BATCHES)]
+    with outcome.timed("quantize"):
+        program, reasons = quantize_with_reasons(program, data, target="x86")
+    counts: dict[str, int] = {}
+    for reason in reasons.values():
+        counts[reason] = counts.get(reason, 0) + 1
+    outcome.float_reasons = counts
+    return program
+
+
+def _record(outcome: Outcome, validation: Validation) -> None:
+    outcome.max_error = max((error.relative for error in validation.outputs), default=None)
+    outcome.sqnr = min((error.sqnr for error in validation.outputs), default=None)
+    if validation.census is not None:
+        outcome.kernels = dict(validation.census.kernels)
+        outcome.integer = len(validation.census.integer)
+        outcome.weight_dequantize = validation.census.weight_dequantize
+    outcome.notes += [f"skipped {text}" for text in validation.skipped]
+    if not validation.ok:
+        raise FxoptError("; ".join(validation.failures[:3]))
+
+
+def _compare_with_eager(model: ZooModel, module: torch.nn.Module, program: Program, path: Path, outcome: Outcome) -> None:
+    """Require onnxruntime to return what the eager model does, at several sizes."""
+    session = Session(path)
+    names = [spec.name for spec in program.outputs if spec is not None]
+    fixed = isinstance(program.inputs[0].shape[0], int)
+    for inputs in [model.inputs(BATCHES[0])] if fixed else [*(model.inputs(b) for b in BATCHES), model.other_inputs(BATCHES[1])]:
+        args, kwargs = call_of(inputs)
+        with torch.no_grad():
+            expected = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        for error in compare_outputs(names, expected, session(*program.flatten(*args, **kwargs))):
+            outcome.max_error = max(outcome.max_error or 0.0, error.relative)
+            if error.relative > 1e-4:
+                raise FxoptError(f"output '{error.name}' differs from eager by {error.relative:.2g} of its range")
+
+
+def run_one(suite_name: str, name: str, task: str, results: Any) -> None:
+    """Run one model in this process and put its outcome into the queue."""
+    torch.set_num_threads(1)
+    model = next(m for m in suite(suite_name) if m.name == name)  # type: ignore[arg-type]
+    outcome = Outcome(model.name, model.family, suite_name, task)
+    try:
+        run_model(model, outcome)
+    except FxoptError as error:
+        outcome.reason = str(error)
+    except Exception as error:
+        outcome.reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"
+    gc.collect()
+    results.put(asdict(outcome))
+
+
+def run_suite(suite_name: str, task: str, only: list[str], jobs: int, timeout: float) -> list[dict[str, Any]]:
+    """Run the models of a suite, `jobs` at a time, and return their outcomes in suite order."""
+    models = [m for m in suite(suite_name) if not only or any(word in (m.name, m.family) for word in only)]  # type: ignore[arg-type]
+    if task == "int8":
+        models = [m for m in models if m.is_cnn]
+    context = multiprocessing.get_context("spawn")
+    waiting, running = list(models), {}  # type: ignore[var-annotated]
+    outcomes: dict[str, dict[str, Any]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            model = waiting.pop(0)
+            results = context.Queue()
+            process = context.Process(target=run_one, args=(suite_name, model.name, task, results))
+            process.start()
+            running[model.name] = (process, results, time.monotonic(), model)
+        for name, (process, results, start, model) in list(running.items()):
+            outcome = _poll(process, results, start, timeout, Outcome(name, model.family, suite_name, task))
+            if outcome is not None:
+                outcomes[name] = outcome
+                del running[name]
+                _print(outcome, len(outcomes), len(models))
+    return [outcomes[model.name] for model in models]
+
+
+def _poll(process: Any, results: Any, start: float, timeout: float, empty: Outcome) -> dict[str, Any] | None:
+    """Return a child's outcome if it is there, or what is to be said of one that died or took too long."""
+    try:
+        outcome: dict[str, Any] = results.get(timeout=0.2)
+    except queue.Empty:
+        if process.is_alive() and time.monotonic() - start < timeout:
+            return None
+        late = process.is_alive()
+        process.kill()
+        empty.stage = "timeout" if late else "crash"
+        empty.reason = f"after {timeout:.0f} s" if late else f"exit code {process.exitcode}"
+        return asdict(empty)
+    process.join()
+    return outcome
+
+
+def _print(outcome: dict[str, Any], done: int, total: int) -> None:
+    state = "ok  " if outcome["ok"] else f"FAIL in {outcome['stage']}: {outcome['reason'].splitlines()[0][:200] if outcome['reason'] else ''}"
+    error = f"{outcome['max_error']:.1e}" if outcome["max_error"] is not None else "-"
+    seconds = sum(outcome["seconds"].values())
+    print(f"[{done}/{total}] {outcome['name']:<40} {state} error {error} {seconds:.1f} s", flush=True)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", required=True, choices=SUITES)
+    parser.add_argument("--task", default="float", choices=["float", "int8"])
+    parser.add_argument("--only", nargs="*", default=[], help="names of models or families")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds a model may take")
+    parser.add_argument("--json", type=Path, help="where to write all outcomes")
+    options = parser.parse_args()
+    outcomes = run_suite(options.suite, options.task, options.only, options.jobs, options.timeout)
+    good = sum(outcome["ok"] for outcome in outcomes)
+    print(f"{good} of {len(outcomes)} ok")
+    for outcome in outcomes:
+        if not outcome["ok"]:
+            print(f"  {outcome['name']}: {outcome['stage']}: {outcome['reason'].splitlines()[0][:300] if outcome['reason'] else ''}")
+    if options.json:
+        options.json.write_text(json.dumps(outcomes, indent=1, allow_nan=True))
+    return 0 if good == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

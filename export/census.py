@@ -1,0 +1,112 @@
+"""The census: which nodes really run as integer kernels, read off the graph that onnxruntime optimised.
+
+A quantized node that does not fuse is slower than float: the weight is dequantized on every run. So a file passes
+only if every node that claims to be integer is one and no weight is dequantized at run time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from fxopt.export.session import Session
+
+INTEGER_KERNELS = {
+    "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "MatMulNBits",
+    "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid",
+    "QLinearLeakyRelu", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearSoftmax", "QLinearWhere",
+    "QLinearReduceMean",
+}  # fmt: skip
+FLOAT_COMPUTE = {"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "ConvTranspose", "LSTM", "GRU", "Attention"}
+
+
+@dataclass(frozen=True)
+class Census:
+    """What onnxruntime made of the graph.
+
+    - `kernels`: how many nodes of each op type the optimised graph has.
+    - `integer`: the kernel of each node that claims to be integer and is.
+    - `unfused`: for each node that claims to be integer and is not, what it became.
+    - `weight_dequantize`: DequantizeLinear nodes left on constant weights (they run on every inference).
+    - `float_compute`: convolutions and matrix products that run in float.
+    """
+
+    kernels: Mapping[str, int]
+    integer: Mapping[str, str] = field(default_factory=dict)
+    unfused: Mapping[str, str] = field(default_factory=dict)
+    weight_dequantize: int = 0
+    float_compute: tuple[str, ...] = ()
+
+    @property
+    def integer_kernels(self) -> int:
+        """How many integer kernels the optimised graph has."""
+        return sum(count for op, count in self.kernels.items() if op in INTEGER_KERNELS)
+
+    @property
+    def transposes(self) -> int:
+        """How many layout changes and transposes the optimised graph has."""
+        return self.kernels.get("Transpose", 0)
+
+
+def take_census(
+    model: str | Path | onnx.ModelProto, claimed: Mapping[str, str] | None = None, settings: Mapping[str, str] | None = None
+) -> Census:
+    """Let onnxruntime optimise a model and count what came out. `claimed` are the nodes that claim to be integer."""
+    with tempfile.TemporaryDirectory(prefix="fxopt-census-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        large = {
+            "session.optimized_model_external_initializers_file_name": "optimized.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        Session(model, optimized=path, settings={**(settings or {}), **large})
+        optimized = onnx.load(path, load_external_data=False)
+    return count_kernels(optimized.graph, claimed or {})
+
+
+def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
+    """Read the census off an optimised graph."""
+    constants = {tensor.name for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    by_name = {node.name: node for node in graph.node}
+    integer: dict[str, str] = {}
+    unfused: dict[str, str] = {}
+    for name in claimed:
+        found = find_kernel(name, by_name, makers)
+        if found is not None and (found.op_type in INTEGER_KERNELS or _moves_integers(found, makers, graph)):
+            integer[name] = found.op_type
+        elif found is not None:
+            unfused[name] = found.op_type
+    weights = [
+        node.name for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    ]
+    return Census(
+        kernels=dict(sorted(Counter(node.op_type for node in graph.node).items())),
+        integer=integer,
+        unfused=unfused,
+        weight_dequantize=len(weights),
+        float_compute=tuple(node.name for node in graph.node if node.op_type in FLOAT_COMPUTE),
+    )
+
+
+def find_kernel(
+    name: str, by_name: Mapping[str, onnx.NodeProto], makers: Mapping[str, onnx.NodeProto]
+) -> onnx.NodeProto | None:
+    """Find the node that an fx node became: onnxruntime keeps the name of the op it fuses around."""
+    if name in by_name:
+        return by_name[name]
+    for candidate, node in by_name.items():
+        if candidate.startswith((f"{name}_", f"{name}/")) and candidate[len(name) + 1 :].isidentifier():
+            return node
+    return makers.get(name)
+
+
+def _moves_integers(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], graph: onnx.GraphProto) -> bool:
+    """Say whether a data-moving node (MaxPool, Reshape, ...) works on 8-bit values: it reads from or feeds one."""
+    types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
+    eight_bit = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
+    return any(types.get(name) in eight_bit for name in (*node.input, *node.output))

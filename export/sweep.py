@@ -1,0 +1,70 @@
+"""Other sizes for the dynamic dimensions: what an example proves for one size is tried at more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxopt.graph.program import Program
+
+
+@dataclass(frozen=True)
+class Run:
+    """Inputs at some sizes of the dynamic dimensions, with what the Program returns for them."""
+
+    sizes: Mapping[str, int]
+    inputs: tuple[Tensor, ...]
+    outputs: list[Tensor]
+
+    @property
+    def label(self) -> str:
+        """Spell the sizes for a message."""
+        return ", ".join(f"{name}={size}" for name, size in self.sizes.items()) or "the given inputs"
+
+
+def dimension_sizes(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """Return the size of each named dynamic dimension in these inputs."""
+    sizes: dict[str, int] = {}
+    for spec, tensor in zip(program.inputs, inputs, strict=True):
+        for expected, size in zip(spec.shape, tensor.shape, strict=True):
+            if isinstance(expected, str) and expected.isidentifier():
+                sizes.setdefault(expected, size)
+    return sizes
+
+
+def resize(program: Program, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    """Repeat or cut the inputs along their dynamic dimensions to the given sizes."""
+    result = []
+    for spec, tensor in zip(program.inputs, inputs, strict=True):
+        for dim, expected in enumerate(spec.shape):
+            if isinstance(expected, str) and expected in sizes and tensor.shape[dim]:
+                index = torch.arange(sizes[expected]) % tensor.shape[dim]
+                tensor = tensor.index_select(dim, index)
+        result.append(tensor)
+    return tuple(result)
+
+
+def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run], list[str]]:
+    """Run the Program on the given inputs and with each dynamic dimension at two other sizes.
+
+    Returns the runs and, in words, the sizes that the Program itself refuses.
+    """
+    base = dimension_sizes(program, inputs)
+    wanted = [base] + [{**base, name: other} for name, size in base.items() for other in (1 if size > 1 else 2, size + 1)]
+    runs: list[Run] = []
+    skipped: list[str] = []
+    for sizes in wanted:
+        resized = resize(program, inputs, sizes) if sizes != base else inputs
+        try:
+            with torch.no_grad():
+                values = program.module(*resized)
+        except Exception as error:
+            if sizes == base:
+                raise
+            skipped.append(f"{sizes}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        runs.append(Run(sizes, resized, [v for v, spec in zip(values, program.outputs, strict=True) if spec is not None]))
+    return runs, skipped

@@ -1,0 +1,275 @@
+"""Program -> ONNX: one walk over the graph, one rule an op, and a file that is written whole or not at all.
+
+Node names are the fx node names; inputs, outputs and dynamic dimensions carry the names of the specs. An op without a
+rule is delegated alone to torch.onnx's exporter and inlined.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import external_data_helper, helper
+from torch import Tensor, fx
+
+from fxopt.errors import ExportError, TargetError, where
+from fxopt.export.builder import CONTRIB, ONNX_TYPE, OnnxGraph, Value
+from fxopt.export.delegate import delegate
+from fxopt.export.onnx_rules import ONNX_RULES
+from fxopt.graph.program import Program, TensorSpec
+from fxopt.target import OPSETS, Target, find_target
+from fxopt.version import __version__
+
+IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+DEFAULT_OPSET = 21
+ATTENTION_OPSET = 23
+# protobuf cannot hold a message of 2 GiB; above this many bytes of weights they go into a file beside the model.
+EXTERNAL_DATA_BYTES = 1_900_000_000
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An emitted model: the proto, and the ops that were delegated to torch.onnx, with the nodes they came from."""
+
+    proto: onnx.ModelProto
+    delegated: Mapping[str, tuple[str, ...]]
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return next(int(entry.version) for entry in self.proto.opset_import if entry.domain == "")
+
+
+def to_onnx(
+    program: Program,
+    path: str | Path | None = None,
+    *,
+    target: str | Target = "portable",
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxModel:
+    """Emit a Program as ONNX, and write it to `path` if one is given.
+
+    `opset` is 18 to 23; by default 21, or 23 where the Program holds a whole attention and the target runs that well.
+    Weights beyond 2 GB go to `path` + ".data". The file appears only once it is complete.
+
+    Raises ExportError, TargetError, or UnsupportedOpError for an op that neither fxopt nor torch.onnx can express.
+    """
+    found = find_target(target)
+    program = program.eval()
+    version = _choose_opset(program, found, opset)
+    graph = OnnxGraph(program, version, found)
+    _emit_inputs(graph)
+    _emit_nodes(graph)
+    outputs = _emit_outputs(graph)
+    proto = _assemble(graph, outputs, {"fxopt.target": found.name, **(metadata or {})})
+    result = OnnxModel(proto, {op: tuple(nodes) for op, nodes in graph.delegated.items()})
+    if path is not None:
+        write(result.proto, Path(path))
+    return result
+
+
+def _choose_opset(program: Program, target: Target, opset: int | None) -> int:
+    if opset is not None:
+        if opset not in OPSETS:
+            raise TargetError(f"Opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}.")
+        return opset
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    has_attention = any(node.target is attention for node in program.graph.nodes)
+    return ATTENTION_OPSET if has_attention and target.attention else DEFAULT_OPSET
+
+
+def _emit_inputs(graph: OnnxGraph) -> None:
+    for spec, node in zip(graph.program.inputs, graph.program.placeholders, strict=True):
+        graph.values[node] = graph.unique(spec.name)
+
+
+def _emit_nodes(graph: OnnxGraph) -> None:
+    graph.emit_symbolic = lambda node: emit_node(graph, node)
+    for spec in graph.program.outputs:  # output names are the user's: reserve them before any node takes one
+        if spec is not None:
+            graph._taken.add(spec.name)
+    for node in graph.program.graph.nodes:
+        if node.op == "call_function" and _holds_tensor(node):
+            emit_node(graph, node)
+
+
+def _holds_tensor(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value))
+
+
+def emit_node(graph: OnnxGraph, node: fx.Node) -> Value:
+    """Emit one call by its rule, or delegated; the ONNX value and node that end it get the fx node's name."""
+    outer, graph._node = graph._node, node
+    first = len(graph.nodes)
+    try:
+        value = _apply_rule(graph, node)
+    finally:
+        graph._node = outer
+    if isinstance(value, str) and len(graph.nodes) > first:
+        value = _name_result(graph, node, value, first)
+    graph.values[node] = value
+    return value
+
+
+def _apply_rule(graph: OnnxGraph, node: fx.Node) -> Value:
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        parts = graph.values[node.args[0]]
+        assert isinstance(parts, tuple) and isinstance(node.args[1], int)
+        return parts[node.args[1]]
+    rule = ONNX_RULES.get(node.target)
+    if rule is None:
+        value = delegate(graph, node)
+        graph.delegated.setdefault(str(node.target), []).append(node.name)
+        return value
+    try:
+        return rule(graph, *call_arguments(node))
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(f"The rule for {where(node)} failed: {type(error).__name__}: {error}") from error
+
+
+def call_arguments(node: fx.Node) -> list[Any]:
+    """List the arguments of a call in the order of its schema, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return list(node.args)
+    arguments = []
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if parameter.name in node.kwargs:
+            arguments.append(node.kwargs[parameter.name])
+        else:
+            arguments.append(node.args[position] if position < len(node.args) else parameter.default_value)
+    return arguments
+
+
+def _name_result(graph: OnnxGraph, node: fx.Node, value: str, first: int) -> str:
+    """Rename the value a rule made to the fx node's name (it is nobody's input yet outside of this rule)."""
+    made = graph.nodes[first:]
+    maker = next((n for n in made if value in n.output), None)
+    if maker is None:
+        return value
+    name = graph.unique(node.name)
+    for other in made:
+        other.input[:] = [name if entry == value else entry for entry in other.input]
+    maker.output[:] = [name if entry == value else entry for entry in maker.output]
+    maker.name = name
+    return name
+
+
+def _emit_outputs(graph: OnnxGraph) -> list[TensorSpec]:
+    values = graph.program.output_node.args[0]
+    assert isinstance(values, tuple)
+    specs = []
+    outer_names = set(graph.values[node] for node in graph.program.placeholders)
+    makers = {name: node for node in graph.nodes for name in node.output}
+    used: set[str] = set()
+    for spec, node in zip(graph.program.outputs, values, strict=True):
+        if spec is None:
+            continue
+        assert isinstance(node, fx.Node)
+        graph._node = node
+        value = graph.value(node)
+        if value in makers and value not in used and value not in outer_names:
+            _rename_value(graph, value, spec.name)
+            used.add(spec.name)
+        else:
+            graph.nodes.append(helper.make_node("Identity", [value], [spec.name], name=f"{spec.name}.Identity"))
+        specs.append(spec)
+    return specs
+
+
+def _rename_value(graph: OnnxGraph, old: str, new: str) -> None:
+    for node in graph.nodes:
+        node.input[:] = [new if entry == old else entry for entry in node.input]
+        node.output[:] = [new if entry == old else entry for entry in node.output]
+    for key, value in graph.values.items():
+        if value == old:
+            graph.values[key] = new
+        elif isinstance(value, tuple):
+            graph.values[key] = tuple(new if entry == old else entry for entry in value)
+
+
+def _assemble(graph: OnnxGraph, outputs: list[TensorSpec], metadata: Mapping[str, str]) -> onnx.ModelProto:
+    nodes = _live_nodes(graph.nodes, {spec.name for spec in outputs})
+    used = {name for node in nodes for name in _read_names(node)}
+    initializers = [
+        tensor_proto(name, graph.initializers[name]) for name in graph.initializers if name in used
+    ]
+    onnx_graph = helper.make_graph(
+        nodes, "fxopt", [_value_info(spec) for spec in graph.program.inputs], [_value_info(spec) for spec in outputs], initializers
+    )
+    imports = [helper.make_opsetid("", graph.opset)]
+    if any(node.domain == CONTRIB for node in nodes):
+        imports.append(helper.make_opsetid(CONTRIB, 1))
+    model = helper.make_model_gen_version(onnx_graph, opset_imports=imports, ir_version=IR_VERSION[graph.opset])
+    model.producer_name, model.producer_version = "fxopt", __version__
+    helper.set_model_props(model, {"fxopt.version": __version__, "fxopt.history": "\n".join(graph.program.history), **metadata})
+    return model
+
+
+def _live_nodes(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    needed = set(outputs)
+    live = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(_read_names(node))
+            live.append(node)
+    return live[::-1]
+
+
+def _read_names(node: onnx.NodeProto) -> list[str]:
+    """List what a node reads, inside its subgraphs too."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            names += [name for child in inner.node for name in _read_names(child)]
+            names += [output.name for output in inner.output]
+    return names
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(spec.name, ONNX_TYPE[spec.dtype], list(spec.shape))
+
+
+def tensor_proto(name: str, value: np.ndarray[Any, Any] | Tensor) -> onnx.TensorProto:
+    """Make an initializer from an array or a tensor."""
+    proto = onnx.TensorProto(name=name)
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu().contiguous()
+        proto.data_type = ONNX_TYPE[tensor.dtype]
+        proto.dims.extend(tensor.shape)
+        proto.raw_data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).tobytes() if tensor.numel() else b""
+        return proto
+    array = np.ascontiguousarray(value)
+    proto.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    proto.dims.extend(value.shape)
+    proto.raw_data = array.tobytes()
+    return proto
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model so that `path` either holds all of it or what it held before. Raises ExportError."""
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    data_name = f"{path.name}.data"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            if weights > EXTERNAL_DATA_BYTES:
+                external_data_helper.convert_model_to_external_data(model, all_tensors_to_one_file=True, location=data_name)
+                onnx.save_model(model, temporary)
+                os.replace(Path(folder) / data_name, path.parent / data_name)
+            else:
+                temporary.write_bytes(model.SerializeToString())
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ExportError(f"Cannot write {path}: {error.strerror or error}. Choose a folder that exists and is writable.") from error

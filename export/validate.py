@@ -1,0 +1,180 @@
+"""The proof: an ONNX file against the Program it came from.
+
+1. The checker with full shape inference. 2. onnxruntime loads it with all optimisations and with none. 3. Every output
+agrees with the Program at every optimisation level, with one and two threads, and at other sizes of the dynamic
+dimensions. 4. The census: what claims to be integer is. On a numeric failure the first node that differs is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from fxopt.errors import ValidationError, where
+from fxopt.export.bisect import first_difference
+from fxopt.export.census import Census, take_census
+from fxopt.export.compare import OutputError, compare_outputs
+from fxopt.export.session import Session
+from fxopt.export.sweep import sweep_inputs
+from fxopt.graph.program import Program
+from fxopt.graph.quantized import integer_nodes
+from fxopt.target import Target, find_target
+
+FLOAT_TOLERANCE = 1e-4
+INTEGER_SQNR = 30.0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The result of a proof.
+
+    - `failures`: what is wrong, in words; empty if the file is good.
+    - `outputs`: per output, the worst figures over all runs. `sizes`: the sizes of the dynamic dimensions tried.
+    - `skipped`: sizes that the Program itself refuses. `first_difference`: the first node that differs, on failure.
+    """
+
+    failures: tuple[str, ...]
+    outputs: tuple[OutputError, ...] = ()
+    census: Census | None = None
+    sizes: tuple[Mapping[str, int], ...] = ()
+    skipped: tuple[str, ...] = ()
+    first_difference: str | None = None
+    checks: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file is proved."""
+        return not self.failures
+
+
+def validate(
+    model: str | Path,
+    program: Program,
+    inputs: Sequence[Tensor],
+    *,
+    target: str | Target = "portable",
+    tolerance: float = FLOAT_TOLERANCE,
+    sqnr: float = INTEGER_SQNR,
+    raise_on_failure: bool = False,
+) -> Validation:
+    """Prove an ONNX file against its Program.
+
+    `inputs` are the tensor inputs in order. A Program without integer nodes must agree within `tolerance` (largest
+    error over the output's range); one with integer nodes to `sqnr` dB. Returns all findings; with
+    `raise_on_failure`, raises ValidationError instead if there is a failure.
+    """
+    found = find_target(target)
+    claimed = integer_nodes(program)
+    proof = _Proof(str(model), program.eval(), found, claimed, tolerance, sqnr)
+    result = proof.run(tuple(inputs))
+    if raise_on_failure and not result.ok:
+        text = "\n  ".join(result.failures)
+        raise ValidationError(f"{model} is not proved:\n  {text}\nDo not deploy it; report the model if fxopt made the file.")
+    return result
+
+
+@dataclass
+class _Proof:
+    """One proof under way."""
+
+    model: str
+    program: Program
+    target: Target
+    claimed: Mapping[str, str]
+    tolerance: float
+    sqnr: float
+    failures: list[str] = field(default_factory=list)
+    worst: dict[str, OutputError] = field(default_factory=dict)
+
+    def run(self, inputs: tuple[Tensor, ...]) -> Validation:
+        if not self._check_model():
+            return Validation(tuple(self.failures))
+        sessions = self._load()
+        if not sessions:
+            return Validation(tuple(self.failures))
+        runs, skipped = sweep_inputs(self.program, inputs)
+        different: tuple[Tensor, ...] | None = None
+        for run in runs:
+            if not self._compare(run.inputs, run.outputs, run.label, sessions):
+                different = different or run.inputs
+        node = self._bisect(different) if different is not None else None
+        census = take_census(self.model, self.claimed, self.target.session)
+        self._judge(census)
+        return Validation(
+            failures=tuple(self.failures),
+            outputs=tuple(self.worst.values()),
+            census=census,
+            sizes=tuple(run.sizes for run in runs),
+            skipped=tuple(skipped),
+            first_difference=node,
+            checks=("checker and shape inference", *sessions),
+        )
+
+    def _check_model(self) -> bool:
+        try:
+            onnx.checker.check_model(self.model, full_check=True)
+        except Exception as error:
+            self.failures.append(f"The ONNX checker refuses the model: {str(error).strip()}")
+        return not self.failures
+
+    def _load(self) -> dict[str, Session]:
+        settings = self.target.session
+        try:
+            return {
+                "all optimisations, 1 thread": Session(self.model, level="all", settings=settings),
+                "all optimisations, 2 threads": Session(self.model, level="all", threads=2, settings=settings),
+                "no optimisations": Session(self.model, level="none", settings=settings),
+            }
+        except ValidationError as error:
+            self.failures.append(str(error))
+            return {}
+
+    def _compare(
+        self, inputs: tuple[Tensor, ...], references: list[Tensor], label: str, sessions: Mapping[str, Session]
+    ) -> bool:
+        names = [spec.name for spec in self.program.outputs if spec is not None]
+        good = True
+        for title, session in sessions.items():
+            try:
+                values = session(*inputs)
+            except ValidationError as error:
+                self.failures.append(f"{title}, {label}: {error}")
+                return False
+            for result in compare_outputs(names, references, values):
+                self.worst[result.name] = result.worse(self.worst.get(result.name))
+                if not self._is_good(result):
+                    good = False
+                    self.failures.append(f"{title}, {label}: output '{result.name}' differs: {_figures(result)}")
+        return good
+
+    def _is_good(self, result: OutputError) -> bool:
+        return result.sqnr >= self.sqnr if self.claimed else result.relative <= self.tolerance
+
+    def _bisect(self, inputs: tuple[Tensor, ...]) -> str | None:
+        limit = self.sqnr if self.claimed else None
+        node = first_difference(self.model, self.program, inputs, tolerance=self.tolerance, sqnr=limit)
+        if node is not None:
+            self.failures.append(f"The first value that differs is made by {where(node)}.")
+        return None if node is None else node.name
+
+    def _judge(self, census: Census) -> None:
+        for name, kernel in census.unfused.items():
+            self.failures.append(f"'{name}' is quantized but runs as {kernel}, not as an integer kernel of target {self.target.name}.")
+        if census.weight_dequantize and self.claimed:
+            self.failures.append(f"{census.weight_dequantize} constant weights are dequantized on every run.")
+
+
+def _figures(result: OutputError) -> str:
+    return f"largest error {result.max_error:.3g} ({result.relative:.2g} of the range), SQNR {result.sqnr:.1f} dB"
+
+
+def reference_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a Program and return its tensor outputs, in the order of the ONNX outputs."""
+    with torch.no_grad():
+        values = program.module(*inputs)
+    return [value for value, spec in zip(values, program.outputs, strict=True) if spec is not None]

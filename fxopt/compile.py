@@ -1,0 +1,329 @@
+"""compile(): capture, passes, emission, proof and report, in one call.
+
+The output file appears only after the proof: it is written beside its place, validated, and moved there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxopt.data import Data, calibration_inputs
+from fxopt.errors import ExportError, ModelError, ValidationError
+from fxopt.export.compare import OutputError, compare_outputs
+from fxopt.export.measure import Measurement, measure
+from fxopt.export.session import Session
+from fxopt.export.to_onnx import OnnxModel, to_onnx
+from fxopt.export.validate import Validation, reference_outputs, validate
+from fxopt.graph.capture import Dynamic, call_of, capture
+from fxopt.graph.cost import macs, parameter_count
+from fxopt.graph.pipeline import Pass, Pipeline
+from fxopt.graph.program import Program
+from fxopt.passes.cleanup import CLEANUP
+from fxopt.passes.quantize import Quantize
+from fxopt.report import ModelFigures, Report
+from fxopt.target import Target, find_target
+
+Recipe = Literal["float", "int8"] | Pipeline | Sequence[Pass]
+RECIPES = ("float", "int8")
+Progress = Callable[[str], None]
+MAXIMUM_DEMOTIONS = 6
+
+
+@dataclass(frozen=True)
+class Result:
+    """What compile() returns: the file (None if no output was asked for), the Program behind it, and the findings."""
+
+    output: Path | None
+    program: Program
+    report: Report
+    validation: Validation
+    model: OnnxModel
+
+
+def compile(
+    model: nn.Module | Program,
+    example_inputs: Any = None,
+    *,
+    recipe: Recipe = "int8",
+    calibration: Data | str | Path | None = None,
+    evaluate: Callable[[Callable[..., Any]], float] | None = None,
+    target: str | Target = "auto",
+    dynamic: Dynamic = None,
+    output: str | Path | None = None,
+    opset: int | None = None,
+    measure: bool = True,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compile a model to a proved ONNX file.
+
+    - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
+    - `recipe`: "float", "int8" (needs `calibration`), a Pipeline or a list of passes.
+    - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
+    - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
+    - `target`: "x86", "arm64", "portable", or "auto" for this machine. `dynamic`: see capture().
+    - `output`: where to write the ONNX file; nothing appears there unless it is proved.
+    - `measure`: whether to time the result against the float model (False when compiling for another machine).
+    - `progress`: called with a line of text as each stage starts.
+
+    Raises a FxoptError: CaptureError, DataError, PassError, ExportError, TargetError or ValidationError.
+    """
+    job = _Job(resolve_target(target), opset, evaluate, progress or (lambda stage: None))
+    destination = _writable(output)
+    if recipe == "int8" and calibration is None:
+        raise ModelError("recipe='int8' needs calibration data: pass calibration=[...] with items shaped like example_inputs.")
+    with job.stage("capture"):
+        program, inputs = _program(model, example_inputs, dynamic)
+        if isinstance(model, nn.Module):
+            check_capture(model, program, example_inputs, inputs)
+    with job.stage("cleanup"):
+        baseline = Pipeline(tuple(CLEANUP))(program)
+    with tempfile.TemporaryDirectory(prefix="fxopt-", dir=destination.parent if destination else None) as folder:
+        compiled = _run_recipe(job, recipe, program, baseline, calibration, inputs, Path(folder))
+        report = _report(job, compiled, baseline, inputs, Path(folder), _title(model, name), recipe, measure)
+        if destination is not None:
+            _move(compiled.path, destination)
+    return Result(destination, compiled.program, report, compiled.validation, compiled.model)
+
+
+def resolve_target(target: str | Target) -> Target:
+    """Return a Target; "auto" is the one of this machine."""
+    if target == "auto":
+        machine = platform.machine().lower()
+        return find_target("x86" if machine in ("x86_64", "amd64") else "arm64" if machine in ("aarch64", "arm64") else "portable")
+    return find_target(target)
+
+
+@dataclass
+class _Job:
+    """One compilation under way: its settings and the time each stage took."""
+
+    target: Target
+    opset: int | None
+    evaluate: Callable[[Callable[..., Any]], float] | None
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """An emitted and proved Program, in a temporary file."""
+
+    program: Program
+    model: OnnxModel
+    path: Path
+    validation: Validation
+    float_reasons: Mapping[str, str]
+
+
+def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) -> tuple[Program, tuple[Tensor, ...]]:
+    if isinstance(model, Program):
+        if example_inputs is None:
+            return model, example_of(model)
+        args, kwargs = call_of(example_inputs)
+        return model, model.flatten(*args, **kwargs)
+    if example_inputs is None:
+        raise ModelError("compile() needs example_inputs for an nn.Module: a Tensor, a tuple or a dict.")
+    program = capture(model, example_inputs, dynamic=dynamic)
+    args, kwargs = call_of(example_inputs)
+    return program, program.flatten(*args, **kwargs)
+
+
+def example_of(program: Program) -> tuple[Tensor, ...]:
+    """Make example inputs from the specs: normal values for floats, zeros and ones for integers; 2 for dynamic sizes."""
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for spec, node in zip(program.inputs, program.placeholders, strict=True):
+        shape = [size if isinstance(size, int) else int(size.node.hint or 2) for size in node.meta["val"].shape]
+        if spec.dtype.is_floating_point:
+            result.append(torch.randn(shape, generator=generator).to(spec.dtype))
+        else:
+            result.append(torch.randint(0, 2, shape, generator=generator).to(spec.dtype))
+    return tuple(result)
+
+
+def check_capture(model: nn.Module, program: Program, example_inputs: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Raise ValidationError unless the Program returns what the model itself does, to 1e-5 of the range."""
+    args, kwargs = call_of(example_inputs)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = pytree.tree_leaves(model(*args, **kwargs))
+    finally:
+        for module, training in modes:
+            module.training = training
+    names = [spec.name for spec in program.outputs if spec is not None]
+    wanted = [value for value in expected if isinstance(value, Tensor)]
+    for error in compare_outputs(names, wanted, reference_outputs(program, inputs)):
+        if error.relative > 1e-4:
+            raise ValidationError(
+                f"The captured Program does not agree with the model: output '{error.name}' is off by {error.max_error:.3g} "
+                f"({error.relative:.2g} of its range). A model that draws random numbers or keeps state does that."
+            )
+
+
+def _run_recipe(
+    job: _Job,
+    recipe: Recipe,
+    program: Program,
+    baseline: Program,
+    calibration: Data | str | Path | None,
+    inputs: tuple[Tensor, ...],
+    folder: Path,
+) -> _Compiled:
+    if recipe == "float":
+        return _emit(job, baseline, inputs, folder, {})
+    if recipe == "int8":
+        assert calibration is not None
+        return _quantize(job, baseline, calibration, inputs, folder)
+    if isinstance(recipe, str):
+        raise ModelError(f"There is no recipe '{recipe}'. Choose one of {', '.join(RECIPES)}, or pass a Pipeline or a list of passes.")
+    with job.stage("passes"):
+        result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
+    return _emit(job, result, inputs, folder, {})
+
+
+def _quantize(
+    job: _Job, baseline: Program, calibration: Data | str | Path, inputs: tuple[Tensor, ...], folder: Path
+) -> _Compiled:
+    """Quantize, emit and prove; what onnxruntime does not fuse goes back to float, until the census is clean."""
+    raise NotImplementedError
+
+
+def _emit(
+    job: _Job, program: Program, inputs: tuple[Tensor, ...], folder: Path, reasons: Mapping[str, str], strict: bool = True
+) -> _Compiled:
+    path = folder / "model.onnx"
+    with job.stage("emit"):
+        model = to_onnx(program, path, target=job.target, opset=job.opset)
+    with job.stage("validate"):
+        validation = validate(path, program, inputs, target=job.target, raise_on_failure=strict)
+    return _Compiled(program, model, path, validation, reasons)
+
+
+def _report(
+    job: _Job,
+    compiled: _Compiled,
+    baseline: Program,
+    inputs: tuple[Tensor, ...],
+    folder: Path,
+    title: str,
+    recipe: Recipe,
+    timed: bool,
+) -> Report:
+    path = compiled.path
+    is_float = compiled.program is baseline
+    if not is_float:
+        path = folder / "baseline.onnx"
+        with job.stage("emit baseline"):
+            to_onnx(baseline, path, target=job.target, opset=job.opset)
+    latency = None
+    if timed:
+        with job.stage("measure"):
+            latency = _measure(compiled.path, inputs, None if is_float else path)
+    metrics = _metrics(job, compiled, path, is_float)
+    census = compiled.validation.census
+    assert census is not None
+    return Report(
+        model=title,
+        recipe=recipe if isinstance(recipe, str) else "custom",
+        target=job.target.name,
+        opset=compiled.model.opset,
+        inputs=tuple(map(str, baseline.inputs)),
+        outputs=tuple(str(spec) for spec in baseline.outputs if spec is not None),
+        baseline=ModelFigures(file_bytes(path), parameter_count(baseline), macs(baseline), metrics[0]),
+        result=ModelFigures(file_bytes(compiled.path), parameter_count(compiled.program), macs(compiled.program), metrics[1]),
+        differences=tuple(_differences(compiled, baseline, inputs)),
+        proof=compiled.validation.outputs,
+        census=census,
+        latency=latency,
+        float_reasons=compiled.float_reasons,
+        delegated=compiled.model.delegated,
+        seconds=dict(job.seconds),
+        history=compiled.program.history,
+        notes=compiled.program.notes,
+    )
+
+
+def _measure(path: Path, inputs: tuple[Tensor, ...], baseline: Path | None) -> Measurement:
+    return measure(path, inputs, baseline=baseline)
+
+
+def _metrics(job: _Job, compiled: _Compiled, baseline: Path, is_float: bool) -> tuple[float | None, float | None]:
+    if job.evaluate is None:
+        return None, None
+    with job.stage("evaluate"):
+        result = float(job.evaluate(OnnxCallable(compiled.path, compiled.program)))
+        return (result if is_float else float(job.evaluate(OnnxCallable(baseline, compiled.program)))), result
+
+
+class OnnxCallable:
+    """An ONNX file that is called like the original model and returns its output structure."""
+
+    def __init__(self, path: Path, program: Program, threads: int = 1) -> None:
+        self.session = Session(path, threads=threads)
+        self.program = program
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        values = iter(self.session(*self.program.flatten(*args, **kwargs)))
+        flat = self.program.output_node.args[0]
+        assert isinstance(flat, tuple)
+        return self.program.unflatten(
+            next(values) if spec is not None else constant for spec, constant in zip(self.program.outputs, flat, strict=True)
+        )
+
+
+def _differences(compiled: _Compiled, baseline: Program, inputs: tuple[Tensor, ...]) -> list[OutputError]:
+    names = [spec.name for spec in baseline.outputs if spec is not None]
+    return compare_outputs(names, reference_outputs(baseline, inputs), Session(compiled.path)(*inputs))
+
+
+def file_bytes(path: Path) -> int:
+    """Return the bytes of an ONNX file and of the data file beside it."""
+    data = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def _title(model: nn.Module | Program, name: str | None) -> str:
+    return name or (type(model).__name__ if isinstance(model, nn.Module) else "Program")
+
+
+def _writable(output: str | Path | None) -> Path | None:
+    if output is None:
+        return None
+    path = Path(output)
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; name the file, for example {path / 'model.onnx'}.")
+    if not path.parent.is_dir():
+        raise ExportError(f"Cannot write {path}: there is no folder {path.parent}. Create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise ExportError(f"Cannot write {path}: the folder {path.parent} is not writable.")
+    return path
+
+
+def _move(source: Path, destination: Path) -> None:
+    """Move the proved file (and its data file, whose name the model knows) into place."""
+    os.replace(source, destination)
+
+
+__all__ = ["OnnxCallable", "Result", "check_capture", "compile", "example_of", "resolve_target"]

@@ -1,0 +1,156 @@
+"""Calibration and training data: any iterable of items shaped like the example inputs, checked as it streams by.
+
+An item is what the model is called with: a Tensor, a tuple (positional) or a dict (keywords). Further elements of a
+tuple, such as the labels that a DataLoader gives, are left out. Nothing is kept: one item at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxopt.errors import DataError, ModelError
+from fxopt.graph.program import Program
+
+Data = Iterable[Any]
+BATCH = 16
+
+
+def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tuple[Tensor, ...]]:
+    """Stream the tensor inputs of a Program, in order, out of calibration data.
+
+    Raises DataError, naming the item, for data that is empty, has another structure, shape or dtype, or holds NaN or
+    infinities.
+    """
+    source = load_data(data, program) if isinstance(data, (str, Path)) else data
+    if isinstance(source, Tensor):
+        raise DataError("Calibration data is one Tensor; give a list of inputs, for example [x[i:i+8] for i in range(0, len(x), 8)].")
+    try:
+        items = iter(source)
+    except TypeError:
+        raise DataError(f"Calibration data must be iterable, got {type(source).__name__}.") from None
+    count = 0
+    for count, item in enumerate(items, start=1):
+        yield _checked(item, program, count - 1)
+    if count == 0:
+        raise DataError("The calibration data is empty; give at least one item shaped like the example inputs.")
+
+
+def _checked(item: Any, program: Program, index: int) -> tuple[Tensor, ...]:
+    try:
+        tensors = item_inputs(item, program)
+    except DataError as error:
+        raise DataError(f"Calibration item {index}: {error}") from None
+    for spec, tensor in zip(program.inputs, tensors, strict=True):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DataError(f"Calibration item {index}: input '{spec.name}' holds NaN or infinite values; clean the data.")
+    return tensors
+
+
+def item_inputs(item: Any, program: Program) -> tuple[Tensor, ...]:
+    """Turn one item (Tensor, tuple, list or dict) into the tensor inputs of a Program, in order."""
+    if isinstance(item, Mapping):
+        return program.flatten(**item)
+    if isinstance(item, (tuple, list)):
+        wanted = program.in_spec.num_children and (program.in_spec.child(0).num_children + program.in_spec.child(1).num_children)
+        return program.flatten(*item[: max(wanted, 1)])
+    return program.flatten(item)
+
+
+def load_data(source: str | Path, program: Program) -> Data:
+    """Open calibration data by name: an `.npz` or `.npy` file, or `module:function` (or `file.py:function`).
+
+    An .npz file holds one array an input, under the input's name; an .npy file the only input. Their first dimension
+    runs over samples. A function is called without arguments and returns an iterable of items.
+    """
+    text = str(source)
+    if text.endswith((".npz", ".npy")):
+        return _array_batches(Path(text), program)
+    if ":" in text:
+        function = import_attribute(text)
+        if not callable(function):
+            raise DataError(f"{text} is a {type(function).__name__}, not a function that returns the data.")
+        return function()  # type: ignore[no-any-return]
+    raise DataError(f"Cannot read calibration data from '{text}': give an .npz or .npy file, or module:function.")
+
+
+def _array_batches(path: Path, program: Program) -> Iterator[dict[int, Any] | tuple[Tensor, ...]]:
+    arrays = _load_arrays(path, [spec.name for spec in program.inputs])
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1:
+        raise DataError(f"{path}: the arrays hold different numbers of samples: {sorted(counts)}.")
+    first = program.inputs[0].shape[0] if program.inputs[0].shape else 1
+    size = first if isinstance(first, int) else BATCH
+    for start in range(0, counts.pop() - (size - 1 if isinstance(first, int) else 0), size):
+        yield tuple(
+            torch.from_numpy(np.ascontiguousarray(array[start : start + size])).to(spec.dtype)
+            for array, spec in zip(arrays, program.inputs, strict=True)
+        )
+
+
+def _load_arrays(path: Path, names: list[str]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    if not path.is_file():
+        raise DataError(f"There is no calibration file {path}.")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as NumPy data: {error}") from None
+    if isinstance(loaded, np.ndarray):
+        if len(names) != 1:
+            raise DataError(f"{path} holds one array, but the model has the inputs {', '.join(names)}; use an .npz file with these names.")
+        return [loaded]
+    if len(names) == 1 and len(loaded.files) == 1:
+        return [loaded[loaded.files[0]]]
+    missing = [name for name in names if name not in loaded.files]
+    if missing:
+        raise DataError(f"{path} holds {', '.join(loaded.files)}, but not the input(s) {', '.join(missing)}.")
+    return [loaded[name] for name in names]
+
+
+def import_attribute(text: str) -> Callable[..., Any]:
+    """Import `package.module:name` or `file.py:name`. Raises ModelError, saying which part does not exist."""
+    source, _, name = text.rpartition(":")
+    if not source or not name:
+        raise ModelError(f"'{text}' is not of the form module:name or file.py:name.")
+    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ModelError(f"{source} has no '{name}'. It has: {', '.join(public[:20]) or 'no functions'}.")
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"There is no file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"{path} fails on import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _import_module(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"There is no module '{name}': {error}.") from error
+    except Exception as error:
+        raise ModelError(f"Module '{name}' fails on import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))

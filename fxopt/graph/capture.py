@@ -1,0 +1,187 @@
+"""Capture: an nn.Module and example inputs become a Program, by torch.export.
+
+The graph stays at torch.export's training level (conv2d, batch_norm, linear, layer_norm,
+scaled_dot_product_attention and lstm are whole ops). In-place ops become functional, regions without gradient are
+inlined, assertions are dropped. The module is captured in inference mode and left as it was found.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxopt.errors import CaptureError
+from fxopt.graph.lift import program_from_exported
+from fxopt.graph.program import Program
+
+Dynamic = str | Mapping[str, Mapping[int, str]] | None
+
+
+def capture(model: nn.Module | ExportedProgram, example_inputs: Any = None, *, dynamic: Dynamic = None) -> Program:
+    """Capture a model into a Program.
+
+    - `model`: an nn.Module, or an ExportedProgram of the training-level IR (then `example_inputs` is not used).
+    - `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords) of what the model is called with.
+    - `dynamic`: a name ("batch": dimension 0 of every tensor input) or {"input": {dimension: "name"}}. An example of
+      size 1 in such a dimension is enough. A dimension that the model fixes is reported in `Program.notes`.
+
+    Raises CaptureError, naming the model's own line where there is one.
+    """
+    if isinstance(model, ExportedProgram):
+        return program_from_exported(model, {}, ())
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"capture() takes an nn.Module or an ExportedProgram, got {type(model).__name__}.")
+    args, kwargs = call_of(example_inputs)
+    arguments = _bind(model, args, kwargs)
+    names = leaf_names(arguments)
+    wanted = _wanted_dims(dynamic, arguments, names)
+    args, kwargs = pytree.tree_unflatten(
+        _enlarge(pytree.tree_leaves((args, kwargs)), _in_call_order(wanted, names, arguments, args, kwargs)),
+        pytree.tree_structure((args, kwargs)),
+    )
+    with _inference_mode(model):
+        exported, notes = _export(model, args, kwargs, arguments, wanted)
+    return program_from_exported(exported, wanted, tuple(notes), parameters=tuple(inspect.signature(model.forward).parameters))
+
+
+def call_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn example inputs (a Tensor, a tuple or a dict) into positional and keyword arguments."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise CaptureError(
+        f"example_inputs must be a Tensor, a tuple (positional) or a dict (keywords), got {type(example_inputs).__name__}."
+    )
+
+
+def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"The example inputs do not fit {type(model).__name__}.forward{inspect.signature(model.forward)}: {error}. "
+            "Pass a tuple for positional and a dict for keyword arguments."
+        ) from None
+    return dict(bound.arguments)
+
+
+def leaf_names(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Map the path of each leaf of a call to its name: the parameter's, with keys and positions below it appended."""
+    variadic = {path: _join(path) for path, _ in pytree.tree_flatten_with_path(dict(arguments))[0]}
+    return {pytree.keystr(path): name for path, name in variadic.items()}
+
+
+def _join(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    keep = parts[1:] if parts[0] == "kwargs" and len(parts) > 1 else parts
+    return "_".join(part.replace(".", "_") for part in keep)
+
+
+def _wanted_dims(dynamic: Dynamic, arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[int, str]]:
+    """Return {leaf name: {dimension: name}} for every tensor leaf."""
+    leaves = {names[pytree.keystr(path)]: leaf for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]}
+    tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    if not tensors:
+        raise CaptureError("The example inputs hold no Tensor; give at least one.")
+    if dynamic is None:
+        return {}
+    if isinstance(dynamic, str):
+        return {name: {0: dynamic} for name, tensor in tensors.items() if tensor.ndim > 0}
+    for name, dims in dynamic.items():
+        if name not in tensors:
+            raise CaptureError(f"dynamic names the input '{name}', but the tensor inputs are {', '.join(tensors)}.")
+        for dim in dims:
+            if not -tensors[name].ndim <= dim < tensors[name].ndim:
+                raise CaptureError(f"dynamic names dimension {dim} of '{name}', which has {tensors[name].ndim} dimensions.")
+    return {name: {dim % tensors[name].ndim: label for dim, label in dims.items()} for name, dims in dynamic.items()}
+
+
+def _in_call_order(
+    wanted: Mapping[str, Mapping[int, str]], names: Mapping[str, str], arguments: Mapping[str, Any], args: Any, kwargs: Any
+) -> list[Mapping[int, str]]:
+    by_identity = {
+        id(leaf): wanted.get(names[pytree.keystr(path)], {})
+        for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]
+    }
+    return [by_identity.get(id(leaf), {}) for leaf in pytree.tree_leaves((args, kwargs))]
+
+
+def _enlarge(leaves: list[Any], dims: list[Mapping[int, str]]) -> list[Any]:
+    """Repeat an example of size 1 in a dynamic dimension to size 2: torch.export would take the 1 for a constant."""
+    result = []
+    for leaf, names in zip(leaves, dims, strict=True):
+        for dim in names if isinstance(leaf, Tensor) else ():
+            if leaf.shape[dim] == 1:
+                leaf = leaf.repeat_interleave(2, dim)
+        result.append(leaf)
+    return result
+
+
+@contextmanager
+def _inference_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: dict[str, Any], wanted: dict[str, dict[int, str]]
+) -> tuple[ExportedProgram, list[str]]:
+    """Export with named dims; if the model constrains one of them, once more with dims inferred."""
+    if not wanted:
+        return _try_export(model, args, kwargs, None), []
+    labels = {label for dims in wanted.values() for label in dims.values()}
+    named = {label: Dim(label) for label in labels if label.isidentifier()}
+    if len(named) != len(labels):
+        raise CaptureError(f"Dynamic dimensions need names that are identifiers, got {sorted(labels - set(named))}.")
+    try:
+        return _try_export(model, args, kwargs, _shapes(arguments, wanted, named)), []
+    except CaptureError:
+        automatic = {label: Dim.AUTO for label in labels}
+        return _try_export(model, args, kwargs, _shapes(arguments, wanted, automatic)), []
+
+
+def _shapes(arguments: dict[str, Any], wanted: Mapping[str, Mapping[int, str]], dims: Mapping[str, Any]) -> dict[str, Any]:
+    names = leaf_names(arguments)
+
+    def shape(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        return {dim: dims[label] for dim, label in wanted.get(names[pytree.keystr(path)], {}).items()}
+
+    return dict(pytree.tree_map_with_path(shape, dict(arguments)))
+
+
+def _try_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: dict[str, Any] | None) -> ExportedProgram:
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Say what stopped torch.export, on which line of the model, and what usually helps."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxopt/" not in f.filename]
+    line = f"\n  at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    first = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    cure = "Check that model(*example_inputs) runs in plain PyTorch with these inputs."
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+        cure = "The model branches on tensor values: replace `if tensor:` by torch.where or torch.cond, and avoid .item()."
+    elif "Constraints violated" in str(error) or "dynamic" in first:
+        cure = "Name fewer dynamic dimensions, or none."
+    return f"torch.export cannot capture {type(model).__name__}: {first}{line}\n{cure}"

@@ -1,0 +1,101 @@
+"""fxopt's own ops: quantize, dequantize, fake_quantize and observe, with schema, fake kernel and eager kernel.
+
+They have the arithmetic of ONNX QuantizeLinear and DequantizeLinear: q = saturate(round_half_even(x / scale) +
+zero_point), x' = (q - zero_point) * scale. `scale` is the real value of one integer step. With `axis` None, scale and
+zero point are 0-dimensional (per tensor); else they are 1-dimensional and run along that axis (per channel).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["dequantize", "fake_quantize", "observe", "quantize"]
+
+
+def _along(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
+    """Shape a per-channel parameter so that it broadcasts along `axis` of a tensor with `ndim` dimensions."""
+    if axis is None:
+        return parameter
+    return parameter.reshape([-1 if dim == axis % ndim else 1 for dim in range(ndim)])
+
+
+def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    return torch.round(x / _along(scale, axis, x.ndim)) + _along(zero_point, axis, x.ndim).to(x.dtype)
+
+
+@torch.library.custom_op(
+    "fxopt::quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max, ScalarType dtype) -> Tensor",
+)
+def _quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype
+) -> Tensor:
+    return _steps(x, scale, zero_point, axis).clamp(quant_min, quant_max).to(dtype)
+
+
+@_quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype)
+
+
+@torch.library.custom_op(
+    "fxopt::dequantize", mutates_args=(), schema="(Tensor q, Tensor scale, Tensor zero_point, int? axis) -> Tensor"
+)
+def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    difference = q.to(torch.int32) - _along(zero_point, axis, q.ndim).to(torch.int32)
+    return difference.to(scale.dtype) * _along(scale, axis, q.ndim)
+
+
+@_dequantize.register_fake
+def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    return torch.empty_like(q, dtype=scale.dtype)
+
+
+@torch.library.custom_op(
+    "fxopt::fake_quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max) -> Tensor",
+)
+def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int) -> Tensor:
+    steps = _steps(x, scale, zero_point, axis).clamp(quant_min, quant_max)
+    return (steps - _along(zero_point, axis, x.ndim).to(x.dtype)) * _along(scale, axis, x.ndim)
+
+
+@_fake_quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("fxopt::observe", mutates_args=(), schema="(Tensor x, str name) -> Tensor")
+def _observe(x: Tensor, name: str) -> Tensor:
+    return x.clone()
+
+
+@_observe.register_fake
+def _(x: Tensor, name: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_inputs(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
+    x, scale, zero_point, axis, quant_min, quant_max = inputs
+    ctx.save_for_backward(x, scale, zero_point)  # type: ignore[arg-type]
+    ctx.settings = (axis, quant_min, quant_max)  # type: ignore[attr-defined]
+
+
+def _straight_through(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Pass the gradient where x is inside the representable range (straight-through estimator, Bengio et al. 2013)."""
+    x, scale, zero_point = ctx.saved_tensors  # type: ignore[attr-defined]
+    axis, quant_min, quant_max = ctx.settings  # type: ignore[attr-defined]
+    steps = _steps(x, scale, zero_point, axis)
+    return gradient * ((steps >= quant_min) & (steps <= quant_max)), None, None, None, None, None
+
+
+_fake_quantize.register_autograd(_straight_through, setup_context=_save_inputs)
+_observe.register_autograd(lambda ctx, gradient: (gradient, None))
+
+quantize = torch.ops.fxopt.quantize.default
+dequantize = torch.ops.fxopt.dequantize.default
+fake_quantize = torch.ops.fxopt.fake_quantize.default
+observe = torch.ops.fxopt.observe.default

@@ -1,0 +1,77 @@
+"""The result of a compilation as data: what became smaller and faster, what it cost, what stayed float and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fxopt.export.census import Census
+from fxopt.export.compare import OutputError
+from fxopt.export.measure import Measurement
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """The figures of one ONNX model: bytes on disk, parameters, multiply-accumulates a call, and a task metric."""
+
+    file_bytes: int
+    parameters: int
+    macs: int
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that compile() found out.
+
+    - `baseline`, `result`: figures of the float model and of the compiled one.
+    - `latency`: interleaved times of both (None with measure=False). `differences`: per output, compiled against float.
+    - `proof`: per output, onnxruntime against the Program. `census`: the kernels that really run.
+    - `float_reasons`: nodes that could be integer and stayed float, with the reason.
+    - `delegated`: ops that torch.onnx translated. `seconds`: time a stage took. `notes`: what the user should know.
+    """
+
+    model: str
+    recipe: str
+    target: str
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    baseline: ModelFigures
+    result: ModelFigures
+    differences: tuple[OutputError, ...]
+    proof: tuple[OutputError, ...]
+    census: Census
+    latency: Measurement | None = None
+    float_reasons: Mapping[str, str] = field(default_factory=dict)
+    delegated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data for JSON: infinite figures become None."""
+        data = _plain(asdict(self))
+        assert isinstance(data, dict)
+        if self.latency is not None:
+            data["latency"]["speedup"] = self.latency.speedup
+        data["census"]["integer_kernels"] = self.census.integer_kernels
+        return data
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one self-contained HTML page."""
+        from fxopt.html import write_html
+
+        return write_html(self, Path(path))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return None
+    return value

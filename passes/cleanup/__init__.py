@@ -1,0 +1,1 @@
+"""Passes that simplify a program and keep its meaning."""

@@ -1,0 +1,1 @@
+"""Passes that move a program to integer arithmetic."""

@@ -1,0 +1,1 @@
+"""Tests of fxopt; test_<module>.py mirrors the module it tests."""
