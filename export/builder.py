@@ -124,22 +124,28 @@ class OnnxGraph:
             self._tensors[key] = name
         return self._tensors[key]
 
-    def constant(self, value: Any, dtype: torch.dtype | None = None) -> str:
+    def constant(self, value: Any, dtype: torch.dtype | None = None, name: str | None = None) -> str:
         """Return the name of an initializer with this number, list, array or tensor; equal small ones are shared.
 
         Python ints and lists of ints become int64, floats float32, bools bool, unless `dtype` says otherwise.
+        `name` is what the initializer is called if it is free: the dotted name of the parameter it is made of.
         """
         array = _as_array(value, dtype)
-        if isinstance(array, Tensor) or array.size > 64:
-            return self._add_constant(array)
+        if isinstance(array, Tensor):
+            tensor_key = (array.data_ptr(), tuple(array.shape), array.stride(), array.dtype)
+            if array.numel() == 0 or tensor_key not in self._tensors:
+                self._tensors[tensor_key] = self._add_constant(array, name)
+            return self._tensors[tensor_key]
+        if array.size > 64:
+            return self._add_constant(array, name)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self._add_constant(array)
+            self._constants[key] = self._add_constant(array, name)
         return self._constants[key]
 
-    def _add_constant(self, array: np.ndarray[Any, Any] | Tensor) -> str:
+    def _add_constant(self, array: np.ndarray[Any, Any] | Tensor, name: str | None) -> str:
         small = isinstance(array, np.ndarray) and array.ndim == 0
-        name = self.unique(f"constant_{array.item()}" if small else f"{self.node.name}.constant")
+        name = self.unique(name or (f"constant_{array.item()}" if small else f"{self.node.name}.constant"))
         self.initializers[name] = array
         return name
 

@@ -10,7 +10,7 @@ import operator
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fxopt.export.delegate import delegate
 from fxopt.export.onnx_rules import ONNX_RULES
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.target import OPSETS, Target, find_target
+from fxopt.version import __version__
 from fxopt.version import __version__
 
 IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
@@ -67,10 +68,10 @@ def to_onnx(
     program = program.eval()
     version = _choose_opset(program, found, opset)
     graph = OnnxGraph(program, version, found)
-    _emit_inputs(graph)
+    inputs, outputs = _boundary_specs(graph)
     _emit_nodes(graph)
-    outputs = _emit_outputs(graph)
-    proto = _assemble(graph, outputs, {"fxopt.target": found.name, **(metadata or {})})
+    _emit_outputs(graph, outputs)
+    proto = _assemble(graph, inputs, outputs, {"fxopt.target": found.name, **(metadata or {})})
     result = OnnxModel(proto, {op: tuple(nodes) for op, nodes in graph.delegated.items()})
     if path is not None:
         write(result.proto, Path(path))
@@ -87,16 +88,16 @@ def _choose_opset(program: Program, target: Target, opset: int | None) -> int:
     return ATTENTION_OPSET if has_attention and target.attention else DEFAULT_OPSET
 
 
-def _emit_inputs(graph: OnnxGraph) -> None:
-    for spec, node in zip(graph.program.inputs, graph.program.placeholders, strict=True):
-        graph.values[node] = graph.unique(spec.name)
+def _boundary_specs(graph: OnnxGraph) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Reserve the user's names of inputs and outputs, before any node takes one; an output named as an input gets a number."""
+    inputs = [replace(spec, name=graph.unique(spec.name)) for spec in graph.program.inputs]
+    for spec, node in zip(inputs, graph.program.placeholders, strict=True):
+        graph.values[node] = spec.name
+    return inputs, [replace(spec, name=graph.unique(spec.name)) for spec in graph.program.outputs if spec is not None]
 
 
 def _emit_nodes(graph: OnnxGraph) -> None:
     graph.emit_symbolic = lambda node: emit_node(graph, node)
-    for spec in graph.program.outputs:  # output names are the user's: reserve them before any node takes one
-        if spec is not None:
-            graph._taken.add(spec.name)
     for node in graph.program.graph.nodes:
         if node.op == "call_function" and _holds_tensor(node):
             emit_node(graph, node)
@@ -166,26 +167,21 @@ def _name_result(graph: OnnxGraph, node: fx.Node, value: str, first: int) -> str
     return name
 
 
-def _emit_outputs(graph: OnnxGraph) -> list[TensorSpec]:
+def _emit_outputs(graph: OnnxGraph, specs: list[TensorSpec]) -> None:
+    """Give the values that are outputs their names; one that has a name already is passed through an Identity."""
     values = graph.program.output_node.args[0]
     assert isinstance(values, tuple)
-    specs = []
-    outer_names = set(graph.values[node] for node in graph.program.placeholders)
-    makers = {name: node for node in graph.nodes for name in node.output}
-    used: set[str] = set()
-    for spec, node in zip(graph.program.outputs, values, strict=True):
-        if spec is None:
-            continue
+    nodes = [node for node, spec in zip(values, graph.program.outputs, strict=True) if spec is not None]
+    made = {name for node in graph.nodes for name in node.output}
+    for spec, node in zip(specs, nodes, strict=True):
         assert isinstance(node, fx.Node)
         graph._node = node
         value = graph.value(node)
-        if value in makers and value not in used and value not in outer_names:
+        if value in made:
             _rename_value(graph, value, spec.name)
-            used.add(spec.name)
+            made.remove(value)
         else:
             graph.nodes.append(helper.make_node("Identity", [value], [spec.name], name=f"{spec.name}.Identity"))
-        specs.append(spec)
-    return specs
 
 
 def _rename_value(graph: OnnxGraph, old: str, new: str) -> None:
@@ -199,7 +195,9 @@ def _rename_value(graph: OnnxGraph, old: str, new: str) -> None:
             graph.values[key] = tuple(new if entry == old else entry for entry in value)
 
 
-def _assemble(graph: OnnxGraph, outputs: list[TensorSpec], metadata: Mapping[str, str]) -> onnx.ModelProto:
+def _assemble(
+    graph: OnnxGraph, inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: Mapping[str, str]
+) -> onnx.ModelProto:
     nodes = _live_nodes(graph.nodes, {spec.name for spec in outputs})
     used = {name for node in nodes for name in _read_names(node)}
     initializers = [

@@ -1,17 +1,47 @@
 """Targets: what a runtime runs fast, as data.
 
-The rows come from measurements of onnxruntime's fusions (docs/benchmarks.md): which dtype pair has fast kernels,
-which channel counts they take, and which ops may be integer at all.
+The rows of x86 come from measurements of onnxruntime's kernels (docs/benchmarks.md): which dtype pair is fast, which
+channel counts the kernels take, and which ops may be integer at all. Those of arm64 were read off its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from fxopt.errors import TargetError
+
+
+aten = torch.ops.aten
+
+# Ops with an integer kernel that gains only between integer ops: alone, the conversions around it cost more.
+CHAIN_OPS: frozenset[Callable[..., Any]] = frozenset({
+    aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.sigmoid.default, aten.leaky_relu.default,
+    aten.adaptive_avg_pool2d.default, aten.mean.dim,
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConvolutionKernels:
+    """Which convolutions a target runs faster in integers than in float.
+
+    - `input_multiple`, `output_multiple`: what the channels of an ungrouped convolution must be multiples of.
+    - `input_minimum`, `output_minimum`: the fewest channels of an ungrouped convolution.
+    - `pad_input`: {input channels: channels to pad to with zeros}, for a convolution that reads a float value.
+    - `group_width`: the fewest input channels a group of a grouped convolution.
+    - `depthwise_multiple`: what the channels of a depthwise convolution must be a multiple of; inside a chain only.
+    """
+
+    input_multiple: int = 4
+    output_multiple: int = 4
+    input_minimum: int = 4
+    output_minimum: int = 16
+    pad_input: Mapping[int, int] = field(default_factory=dict)
+    group_width: int = 32
+    depthwise_multiple: int = 16
 
 
 @dataclass(frozen=True)
@@ -20,6 +50,8 @@ class Target:
 
     - `activation`, `weight`: the dtypes of integer activations and weights.
     - `contrib_ops`: whether onnxruntime's com.microsoft ops may be emitted.
+    - `convolution`: which convolutions have a fast integer kernel.
+    - `chain_ops`: ops that are integer only between integer ops.
     - `attention`: whether a whole scaled_dot_product_attention is worth opset 23's Attention op.
     - `session`: onnxruntime session options under which its fusions hold (on this machine, for checking).
     """
@@ -29,15 +61,37 @@ class Target:
     weight: torch.dtype
     contrib_ops: bool
     attention: bool
+    convolution: ConvolutionKernels = field(default_factory=ConvolutionKernels)
+    chain_ops: frozenset[Callable[..., Any]] = CHAIN_OPS
     session: Mapping[str, str] = field(default_factory=dict)
 
 
 TARGETS: dict[str, Target] = {
-    "x86": Target("x86", torch.uint8, torch.int8, contrib_ops=True, attention=True),
-    "arm64": Target(
-        "arm64", torch.int8, torch.int8, contrib_ops=True, attention=True, session={"session.qdqisint8allowed": "1"}
+    "x86": Target(
+        "x86",
+        torch.uint8,
+        torch.int8,
+        contrib_ops=True,
+        attention=True,
+        convolution=ConvolutionKernels(pad_input={3: 4}),
     ),
-    "portable": Target("portable", torch.uint8, torch.int8, contrib_ops=False, attention=False),
+    "arm64": Target(
+        "arm64",
+        torch.int8,
+        torch.int8,
+        contrib_ops=True,
+        attention=True,
+        convolution=ConvolutionKernels(input_multiple=1, input_minimum=3),
+        session={"session.qdqisint8allowed": "1"},
+    ),
+    "portable": Target(
+        "portable",
+        torch.uint8,
+        torch.int8,
+        contrib_ops=False,
+        attention=False,
+        convolution=ConvolutionKernels(pad_input={3: 4}),
+    ),
 }
 OPSETS = range(18, 24)
 

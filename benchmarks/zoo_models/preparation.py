@@ -27,7 +27,7 @@ def seeded(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
 
 
 def _spread(name: str, parameter: Tensor) -> None:
-    """Give a parameter random values of a usual size if it is constantly zero, one or tiny, or a much too small weight."""
+    """Give a constant zero, one or tiny parameter random values of a usual size; widen a much too narrow weight."""
     if parameter.numel() < 2 or not parameter.is_floating_point():
         return
     low, high = (float(value) for value in parameter.aminmax())

@@ -20,10 +20,10 @@ from fxopt.demo.model import DigitsNet
 
 Split = Literal["train", "calibration", "test"]
 
-SPLIT_SIZES: dict[Split, int] = {"test": 500, "calibration": 200, "train": 1097}
+SPLIT_SIZES: dict[Split, int] = {"test": 800, "calibration": 200, "train": 797}
 PIXEL_MAXIMUM = 16
 IMAGE_SIZE = 32  # enlarged from 8, so that the network has work enough for its latency to mean something
-TEST_CORRECT = 500  # of the 500 test images, by the float model
+TEST_CORRECT = 795  # of the 800 test images, by the float model: 99.4 %
 
 
 def demo_model() -> DigitsNet:
