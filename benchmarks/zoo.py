@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,10 +36,11 @@ from fxopt.graph.capture import call_of, capture
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup import CLEANUP
+from fxopt.passes.quantize import Quantize, place
+from fxopt.target import find_target
 
 SUITES = ("torchvision", "timm", "transformers", "rnn")
 BATCHES = (2, 3)
-CALIBRATION_BATCHES = 4
 
 
 @dataclass
@@ -101,16 +103,11 @@ def run_model(model: ZooModel, outcome: Outcome) -> None:
 
 
 def _quantize(model: ZooModel, program: Program, outcome: Outcome) -> Program:
-    from fxopt.passes.quantize import quantize_with_reasons
-
-    data = [model.inputs(4) for _ in range(CALIBRATION_BATCHES)]
+    data = [model.inputs(4), model.other_inputs(4)]
+    reasons = place(program, find_target("x86")).float_reasons
+    outcome.float_reasons = dict(Counter(reasons.values()))
     with outcome.timed("quantize"):
-        program, reasons = quantize_with_reasons(program, data, target="x86")
-    counts: dict[str, int] = {}
-    for reason in reasons.values():
-        counts[reason] = counts.get(reason, 0) + 1
-    outcome.float_reasons = counts
-    return program
+        return Pipeline((Quantize(data, target="x86"),))(program)
 
 
 def _record(outcome: Outcome, validation: Validation) -> None:

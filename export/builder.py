@@ -161,11 +161,16 @@ class OnnxGraph:
         return (node or self.node).meta["val"]
 
     def dtype(self, value: Any = None) -> torch.dtype:
-        """Return the dtype of an fx node, of a Python number (its torch default), or of the node being emitted."""
+        """Return the dtype of an fx node, of a Python number (its torch default), or of the node being emitted.
+
+        Symbolic floats are float64, as in Python.
+        """
         if value is None or isinstance(value, fx.Node):
             fake = self.val(value)
             if isinstance(fake, Tensor):
                 return fake.dtype
+            if isinstance(fake, (float, torch.SymFloat)):
+                return torch.float64
             value = fake
         if isinstance(value, (bool, torch.SymBool)):
             return torch.bool

@@ -20,13 +20,12 @@ import torch
 from onnx import external_data_helper, helper
 from torch import Tensor, fx
 
-from fxopt.errors import ExportError, TargetError, where
+from fxopt.errors import ExportError, FxoptError, TargetError, where
 from fxopt.export.builder import CONTRIB, ONNX_TYPE, OnnxGraph, Value
 from fxopt.export.delegate import delegate
 from fxopt.export.onnx_rules import ONNX_RULES
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.target import OPSETS, Target, find_target
-from fxopt.version import __version__
 from fxopt.version import __version__
 
 IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
@@ -116,7 +115,8 @@ def emit_node(graph: OnnxGraph, node: fx.Node) -> Value:
         value = _apply_rule(graph, node)
     finally:
         graph._node = outer
-    if isinstance(value, str) and len(graph.nodes) > first:
+    is_own = not any(graph.values.get(source) == value for source in node.all_input_nodes)
+    if isinstance(value, str) and len(graph.nodes) > first and is_own:
         value = _name_result(graph, node, value, first)
     graph.values[node] = value
     return value
@@ -129,12 +129,10 @@ def _apply_rule(graph: OnnxGraph, node: fx.Node) -> Value:
         return parts[node.args[1]]
     rule = ONNX_RULES.get(node.target)
     if rule is None:
-        value = delegate(graph, node)
-        graph.delegated.setdefault(str(node.target), []).append(node.name)
-        return value
+        return delegate(graph, node)
     try:
         return rule(graph, *call_arguments(node))
-    except ExportError:
+    except FxoptError:
         raise
     except Exception as error:
         raise ExportError(f"The rule for {where(node)} failed: {type(error).__name__}: {error}") from error

@@ -51,6 +51,12 @@ class Validation:
         """Whether the file is proved."""
         return not self.failures
 
+    def raise_on_failure(self, model: str) -> None:
+        """Raise ValidationError with all failures, if there are any. `model` names the file in the message."""
+        if self.failures:
+            text = "\n  ".join(self.failures)
+            raise ValidationError(f"{model} is not proved:\n  {text}\nDo not deploy it; report the model if fxopt made the file.")
+
 
 def validate(
     model: str | Path,
@@ -72,9 +78,8 @@ def validate(
     claimed = integer_nodes(program)
     proof = _Proof(str(model), program.eval(), found, claimed, tolerance, sqnr)
     result = proof.run(tuple(inputs))
-    if raise_on_failure and not result.ok:
-        text = "\n  ".join(result.failures)
-        raise ValidationError(f"{model} is not proved:\n  {text}\nDo not deploy it; report the model if fxopt made the file.")
+    if raise_on_failure:
+        result.raise_on_failure(str(model))
     return result
 
 

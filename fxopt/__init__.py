@@ -1,5 +1,30 @@
 """fxopt: compile a PyTorch model for deployment by rewriting its graph."""
 
+from fxopt import export, passes
+from fxopt.compile import Result, compile
+from fxopt.errors import FxoptError
+from fxopt.graph.capture import capture
+from fxopt.graph.pipeline import Pass, Pipeline
+from fxopt.graph.program import Program, TensorSpec
+from fxopt.graph.serialize import load
+from fxopt.report import Report
+from fxopt.target import TARGETS, Target
 from fxopt.version import __version__
 
-__all__ = ["__version__"]
+__all__ = [
+    "TARGETS",
+    "FxoptError",
+    "Pass",
+    "Pipeline",
+    "Program",
+    "Report",
+    "Result",
+    "Target",
+    "TensorSpec",
+    "__version__",
+    "capture",
+    "compile",
+    "export",
+    "load",
+    "passes",
+]

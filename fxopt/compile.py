@@ -19,26 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxopt.data import Data, calibration_inputs
-from fxopt.errors import ExportError, ModelError, ValidationError
+from fxopt.data import CalibrationData, Data
+from fxopt.errors import ExportError, ModelError, TargetError, ValidationError
 from fxopt.export.compare import OutputError, compare_outputs
 from fxopt.export.measure import Measurement, measure
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import OnnxModel, to_onnx
 from fxopt.export.validate import Validation, reference_outputs, validate
 from fxopt.graph.capture import Dynamic, call_of, capture
-from fxopt.graph.cost import macs, parameter_count
+from fxopt.graph.cost import macs_per_sample, parameter_count
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup import CLEANUP
-from fxopt.passes.quantize import Quantize
+from fxopt.passes.quantize import Quantize, place
 from fxopt.report import ModelFigures, Report
-from fxopt.target import Target, find_target
+from fxopt.target import OPSETS, Target, find_target
 
 Recipe = Literal["float", "int8"] | Pipeline | Sequence[Pass]
 RECIPES = ("float", "int8")
 Progress = Callable[[str], None]
-MAXIMUM_DEMOTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,10 @@ def compile(
 
     Raises a FxoptError: CaptureError, DataError, PassError, ExportError, TargetError or ValidationError.
     """
-    job = _Job(resolve_target(target), opset, evaluate, progress or (lambda stage: None))
     destination = _writable(output)
+    filename = destination.name if destination else "model.onnx"
+    job = _Job(resolve_target(target), opset, evaluate, progress or (lambda stage: None), filename)
+    _check_choices(recipe, opset)
     if recipe == "int8" and calibration is None:
         raise ModelError("recipe='int8' needs calibration data: pass calibration=[...] with items shaped like example_inputs.")
     with job.stage("capture"):
@@ -106,6 +107,15 @@ def resolve_target(target: str | Target) -> Target:
     return find_target(target)
 
 
+def _check_choices(recipe: Recipe, opset: int | None) -> None:
+    """Raise early: capture and calibration may take minutes."""
+    if isinstance(recipe, str) and recipe not in RECIPES:
+        hint = f"Choose one of {', '.join(RECIPES)}, or pass a Pipeline or a list of passes."
+        raise ModelError(f"There is no recipe '{recipe}'. {hint}")
+    if opset is not None and opset not in OPSETS:
+        raise TargetError(f"Opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}.")
+
+
 @dataclass
 class _Job:
     """One compilation under way: its settings and the time each stage took."""
@@ -114,6 +124,7 @@ class _Job:
     opset: int | None
     evaluate: Callable[[Callable[..., Any]], float] | None
     progress: Progress
+    filename: str
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -122,6 +133,10 @@ class _Job:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def calibration_item(self, number: int, count: int | None) -> None:
+        """Tell the user how far calibration is."""
+        self.progress(f"quantize: calibration item {number}" + (f" of {count}" if count else ""))
 
 
 @dataclass(frozen=True)
@@ -196,8 +211,7 @@ def _run_recipe(
     if recipe == "int8":
         assert calibration is not None
         return _quantize(job, baseline, calibration, inputs, folder)
-    if isinstance(recipe, str):
-        raise ModelError(f"There is no recipe '{recipe}'. Choose one of {', '.join(RECIPES)}, or pass a Pipeline or a list of passes.")
+    assert not isinstance(recipe, str)
     with job.stage("passes"):
         result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
     return _emit(job, result, inputs, folder, {})
@@ -207,13 +221,26 @@ def _quantize(
     job: _Job, baseline: Program, calibration: Data | str | Path, inputs: tuple[Tensor, ...], folder: Path
 ) -> _Compiled:
     """Quantize, emit and prove; what onnxruntime does not fuse goes back to float, until the census is clean."""
-    raise NotImplementedError
+    data = CalibrationData(calibration, baseline, job.calibration_item)
+    kept: dict[str, str] = {}
+    while True:
+        reasons = dict(place(baseline, job.target, kept).float_reasons)
+        with job.stage("quantize"):
+            program = Pipeline((Quantize(data, target=job.target.name, keep_float=kept),))(baseline)
+        compiled = _emit(job, program, inputs, folder, reasons, strict=False)
+        census = compiled.validation.census
+        unfused = dict(census.unfused) if census is not None else {}
+        if not unfused.keys() - kept.keys():
+            break
+        kept |= {name: f"onnxruntime runs it as {kernel}, not as an integer kernel" for name, kernel in unfused.items()}
+    compiled.validation.raise_on_failure(str(compiled.path.name))
+    return compiled
 
 
 def _emit(
     job: _Job, program: Program, inputs: tuple[Tensor, ...], folder: Path, reasons: Mapping[str, str], strict: bool = True
 ) -> _Compiled:
-    path = folder / "model.onnx"
+    path = folder / job.filename
     with job.stage("emit"):
         model = to_onnx(program, path, target=job.target, opset=job.opset)
     with job.stage("validate"):
@@ -234,7 +261,7 @@ def _report(
     path = compiled.path
     is_float = compiled.program is baseline
     if not is_float:
-        path = folder / "baseline.onnx"
+        path = folder / f"baseline.{job.filename}"
         with job.stage("emit baseline"):
             to_onnx(baseline, path, target=job.target, opset=job.opset)
     latency = None
@@ -251,8 +278,8 @@ def _report(
         opset=compiled.model.opset,
         inputs=tuple(map(str, baseline.inputs)),
         outputs=tuple(str(spec) for spec in baseline.outputs if spec is not None),
-        baseline=ModelFigures(file_bytes(path), parameter_count(baseline), macs(baseline), metrics[0]),
-        result=ModelFigures(file_bytes(compiled.path), parameter_count(compiled.program), macs(compiled.program), metrics[1]),
+        baseline=ModelFigures(file_bytes(path), parameter_count(baseline), macs_per_sample(baseline), metrics[0]),
+        result=ModelFigures(file_bytes(compiled.path), parameter_count(compiled.program), macs_per_sample(compiled.program), metrics[1]),
         differences=tuple(_differences(compiled, baseline, inputs)),
         proof=compiled.validation.outputs,
         census=census,
@@ -322,7 +349,10 @@ def _writable(output: str | Path | None) -> Path | None:
 
 
 def _move(source: Path, destination: Path) -> None:
-    """Move the proved file (and its data file, whose name the model knows) into place."""
+    """Move the proved file into place, after its data file, whose name the model holds."""
+    data = source.with_name(f"{source.name}.data")
+    if data.exists():
+        os.replace(data, destination.with_name(data.name))
     os.replace(source, destination)
 
 

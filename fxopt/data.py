@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxopt.errors import DataError, ModelError
 from fxopt.graph.program import Program
@@ -42,6 +45,30 @@ def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tu
         yield _checked(item, program, count - 1)
     if count == 0:
         raise DataError("The calibration data is empty; give at least one item shaped like the example inputs.")
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Calibration data for a Program, checked as it streams by, that can be read more than once.
+
+    Iterating gives items of the Program's own call structure: a dict if the call has keywords, else a tuple. What can
+    be read once only (a generator) is kept in memory. `on_item` gets the number of each item and how many there are
+    (None if that is not known).
+    """
+
+    source: Data | str | Path
+    program: Program = field(repr=False)
+    on_item: Callable[[int, int | None], None] = field(default=lambda number, count: None, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Iterator):
+            object.__setattr__(self, "source", list(self.source))
+
+    def __iter__(self) -> Iterator[dict[str, Any] | tuple[Any, ...]]:
+        count = len(self.source) if isinstance(self.source, Sized) and not isinstance(self.source, str) else None
+        for number, tensors in enumerate(calibration_inputs(self.source, self.program), start=1):
+            self.on_item(number, count)
+            yield _item_of(iter(tensors), self.program)
 
 
 def _checked(item: Any, program: Program, index: int) -> tuple[Tensor, ...]:
@@ -78,41 +105,64 @@ def load_data(source: str | Path, program: Program) -> Data:
         function = import_attribute(text)
         if not callable(function):
             raise DataError(f"{text} is a {type(function).__name__}, not a function that returns the data.")
-        return function()  # type: ignore[no-any-return]
+        try:
+            return function()  # type: ignore[no-any-return]
+        except Exception as error:
+            raise DataError(f"{text} failed: {type(error).__name__}: {error}") from error
     raise DataError(f"Cannot read calibration data from '{text}': give an .npz or .npy file, or module:function.")
 
 
-def _array_batches(path: Path, program: Program) -> Iterator[dict[int, Any] | tuple[Tensor, ...]]:
+def _array_batches(path: Path, program: Program) -> Iterator[dict[str, Any] | tuple[Any, ...]]:
     arrays = _load_arrays(path, [spec.name for spec in program.inputs])
+    if not all(array.ndim for array in arrays):
+        raise DataError(f"{path}: an array is a single number; its first dimension must run over samples.")
     counts = {len(array) for array in arrays}
     if len(counts) != 1:
         raise DataError(f"{path}: the arrays hold different numbers of samples: {sorted(counts)}.")
+    count = counts.pop()
     first = program.inputs[0].shape[0] if program.inputs[0].shape else 1
     size = first if isinstance(first, int) else BATCH
-    for start in range(0, counts.pop() - (size - 1 if isinstance(first, int) else 0), size):
-        yield tuple(
-            torch.from_numpy(np.ascontiguousarray(array[start : start + size])).to(spec.dtype)
-            for array, spec in zip(arrays, program.inputs, strict=True)
-        )
+    if 0 < count < size and isinstance(first, int):
+        raise DataError(f"{path} holds {count} samples, fewer than the model's fixed batch of {size}.")
+    for start in range(0, count - (size - 1 if isinstance(first, int) else 0), size):
+        parts = (np.ascontiguousarray(array[start : start + size]) for array in arrays)
+        tensors = (torch.from_numpy(part).to(spec.dtype) for part, spec in zip(parts, program.inputs, strict=True))
+        yield _item_of(tensors, program)
+
+
+def _item_of(tensors: Iterator[Tensor], program: Program) -> dict[str, Any] | tuple[Any, ...]:
+    """Give tensor inputs, in order, the structure of the original call."""
+    count = program.in_spec.num_leaves
+    leaves = [program.constants[i] if i in program.constants else next(tensors) for i in range(count)]
+    args, kwargs = pytree.tree_unflatten(leaves, program.in_spec)
+    return {**dict(zip(program.parameters_of_call, args, strict=False)), **kwargs} if kwargs else tuple(args)
 
 
 def _load_arrays(path: Path, names: list[str]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    loaded = _read_arrays(path)
+    if isinstance(loaded, np.ndarray):
+        if len(names) != 1:
+            raise DataError(
+                f"{path} holds one array, but the model has the inputs {', '.join(names)}; use an .npz file with these names."
+            )
+        return [loaded]
+    if len(names) == 1 and len(loaded) == 1:
+        return list(loaded.values())
+    missing = [name for name in names if name not in loaded]
+    if missing:
+        raise DataError(f"{path} holds {', '.join(loaded)}, but not the input(s) {', '.join(missing)}.")
+    return [loaded[name] for name in names]
+
+
+def _read_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[type-arg]
     if not path.is_file():
         raise DataError(f"There is no calibration file {path}.")
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as NumPy data: {error}") from None
-    if isinstance(loaded, np.ndarray):
-        if len(names) != 1:
-            raise DataError(f"{path} holds one array, but the model has the inputs {', '.join(names)}; use an .npz file with these names.")
-        return [loaded]
-    if len(names) == 1 and len(loaded.files) == 1:
-        return [loaded[loaded.files[0]]]
-    missing = [name for name in names if name not in loaded.files]
-    if missing:
-        raise DataError(f"{path} holds {', '.join(loaded.files)}, but not the input(s) {', '.join(missing)}.")
-    return [loaded[name] for name in names]
 
 
 def import_attribute(text: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data for JSON: infinite figures become None."""
-        data = _plain(asdict(self))
+        data = plain(asdict(self))
         assert isinstance(data, dict)
         if self.latency is not None:
             data["latency"]["speedup"] = self.latency.speedup
@@ -67,11 +68,12 @@ class Report:
         return write_html(self, Path(path))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Turn mappings, tuples and floats into what JSON holds: an infinite or undefined figure becomes None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from fxopt.export.census import INTEGER_KERNELS
 from fxopt.export.compare import OutputError
@@ -13,7 +13,8 @@ from fxopt.report import Report
 NAMES_SHOWN = 3
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One figure of both models; `baseline` and `change` are empty where there is nothing to compare with."""
 
     label: str
@@ -22,7 +23,8 @@ class Row(NamedTuple):
     change: str
 
 
-class Reason(NamedTuple):
+@dataclass(frozen=True)
+class Reason:
     """Why nodes stayed float: the reason, how many nodes it holds for, and the first few names."""
 
     text: str
@@ -34,10 +36,10 @@ def summary_rows(report: Report) -> list[Row]:
     """Return size, parameters, multiply-accumulates, latency and metric of the float model and the compiled one."""
     before, after = report.baseline, report.result
     rows = [
-        Row("file size", bytes_text(before.file_bytes), bytes_text(after.file_bytes), ratio(before.file_bytes, after.file_bytes, "smaller", "larger")),
-        Row("parameters", count_text(before.parameters), count_text(after.parameters), ratio(before.parameters, after.parameters, "fewer", "more")),
-        Row("multiply-accumulates", count_text(before.macs), count_text(after.macs), ratio(before.macs, after.macs, "fewer", "more")),
-    ]  # fmt: skip
+        _row("file size", bytes_text, before.file_bytes, after.file_bytes, ("smaller", "larger")),
+        _row("parameters", count_text, before.parameters, after.parameters, ("fewer", "more")),
+        _row("multiply-accumulates a sample", count_text, before.macs, after.macs, ("fewer", "more")),
+    ]
     if report.latency is not None:
         seconds, baseline = report.latency.seconds, report.latency.baseline_seconds
         threads = f"latency, {report.latency.threads} thread" + ("" if report.latency.threads == 1 else "s")
@@ -46,7 +48,11 @@ def summary_rows(report: Report) -> list[Row]:
     if before.metric is not None and after.metric is not None:
         change = f"{after.metric - before.metric:+.4g}" if is_compressed(report) else ""
         rows.append(Row("metric", f"{before.metric:.4g}", f"{after.metric:.4g}", change))
-    return rows if is_compressed(report) else [row._replace(baseline="", change="") for row in rows]
+    return rows if is_compressed(report) else [replace(row, baseline="", change="") for row in rows]
+
+
+def _row(label: str, text: Callable[[float], str], before: float, after: float, words: tuple[str, str]) -> Row:
+    return Row(label, text(before), text(after), ratio(before, after, *words))
 
 
 def is_compressed(report: Report) -> bool:
@@ -78,6 +84,11 @@ def float_reasons(reasons: Mapping[str, str]) -> list[Reason]:
         groups.setdefault(reason, []).append(name)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return [Reason(text, len(names), shortened(names)) for text, names in ordered]
+
+
+def other_notes(report: Report) -> list[str]:
+    """Return the notes that do not only repeat what stayed float."""
+    return [note for note in report.notes if not (report.float_reasons and note.startswith("Float: "))]
 
 
 def error_cells(error: OutputError) -> tuple[str, str, str, str, str]:

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 # Ops with an integer kernel that gains only between integer ops: alone, the conversions around it cost more.
 CHAIN_OPS: frozenset[Callable[..., Any]] = frozenset({
     aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.sigmoid.default, aten.leaky_relu.default,
-    aten.adaptive_avg_pool2d.default, aten.mean.dim,
+    aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.avg_pool2d.default,
 })  # fmt: skip
 
 

@@ -80,10 +80,9 @@ class WaveformClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv1d(1, 16, 7, stride=2, padding=3),
+            nn.Conv1d(1, 16, 8, stride=4, padding=2),
             nn.BatchNorm1d(16),
             nn.ReLU(),
-            nn.MaxPool1d(2),
             nn.Conv1d(16, FEATURES, 5, stride=2, padding=2),
             nn.ReLU(),
         )
@@ -114,6 +113,19 @@ class Translator(nn.Module):
         context = (states @ memory.transpose(1, 2)).softmax(dim=-1) @ memory
         scores: Tensor = self.classifier(torch.cat([states, context], dim=-1))
         return scores
+
+
+class StatefulLstm(nn.Module):
+    """An LSTM that takes its state and gives back the next one, for use in a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(FEATURES, WIDTH, batch_first=True)
+
+    def forward(self, features: Tensor, hidden: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        """Run on from a state: features (batch, time, FEATURES), hidden and cell (1, batch, WIDTH)."""
+        states, (hidden, cell) = self.lstm(features, (hidden, cell))
+        return {"states": states, "hidden": hidden, "cell": cell}
 
 
 class UnrolledCells(nn.Module):
@@ -169,19 +181,6 @@ def _samples(batch: int, other: bool) -> tuple[Tensor, ...]:
     return (structured_images(batch, 1, 1, 64 * TIMES[other], seed=int(other))[:, 0],)
 
 
-class StatefulLstm(nn.Module):
-    """An LSTM that takes its state and gives back the next one, for use in a stream."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(FEATURES, WIDTH, batch_first=True)
-
-    def forward(self, features: Tensor, hidden: Tensor, cell: Tensor) -> dict[str, Tensor]:
-        """Run on from a state: features (batch, time, FEATURES), hidden and cell (1, batch, WIDTH)."""
-        states, (hidden, cell) = self.lstm(features, (hidden, cell))
-        return {"states": states, "hidden": hidden, "cell": cell}
-
-
 @dataclass(frozen=True)
 class Row:
     """One recurrent network: how it is made, (batch, other) -> its inputs, and the inputs' named dimensions."""
@@ -191,7 +190,7 @@ class Row:
     dynamic: dict[str, dict[int, str]]
 
 
-def _layer(layer: type[nn.RNNBase], **arguments: Any) -> Row:
+def _layer(layer: Callable[..., nn.Module], **arguments: Any) -> Row:
     """Describe a recurrent layer alone, of FEATURES inputs and WIDTH states; time comes first by default."""
     make = functools.partial(layer, FEATURES, WIDTH, **arguments)
     if arguments.get("batch_first"):

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxopt.export.builder import OnnxGraph, Rule
-from fxopt.export.onnx_rules.operands import common_dtype, compute, operand
+from fxopt.export.onnx_rules.operands import compute, operand
 
 aten = torch.ops.aten
 
@@ -244,8 +244,9 @@ def remainder(g: OnnxGraph, self: Any, other: Any) -> str:
         return compute(g, "Mod", self, other)
     rest = compute(g, "Mod", self, other, fmod=1)  # with the sign of the dividend; torch's has that of the divisor
     zero = g.constant(0, dtype)
-    signs_differ = g.op("Less", g.op("Mul", rest, operand(g, other, dtype)), zero)
-    return compute_where(g, signs_differ, compute(g, "Add", rest, other), rest)
+    signs_differ = g.op("Xor", g.op("Less", rest, zero), g.op("Less", operand(g, other, dtype), zero))
+    is_wrong = g.op("And", signs_differ, g.op("Not", g.op("Equal", rest, zero)))
+    return compute_where(g, is_wrong, compute(g, "Add", rest, other), rest)
 
 
 def fmod(g: OnnxGraph, self: fx.Node, other: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -57,6 +59,17 @@ def compute(g: OnnxGraph, op_type: str, *operands: Any, dtype: torch.dtype | Non
         g.cast(value, inner, wanted) if isinstance(value, str) else operand(g, value, inner) for value in operands
     ]
     return g.cast(g.op(op_type, *values, **attributes), wanted, inner)
+
+
+def reduced(
+    g: OnnxGraph, op_type: str, value: Any, dims: Sequence[int] | None, keepdim: bool, dtype: torch.dtype
+) -> str:
+    """Emit a reduction over `dims` (none: all) in `dtype`; a value given by name must already have it."""
+    inner = kernel_dtype(op_type, dtype)
+    source = g.cast(value, inner, dtype) if isinstance(value, str) else operand(g, value, inner)
+    has_dims = dims and not (isinstance(value, fx.Node) and g.rank(value) == 0)
+    axes = g.constant(np.array(dims, dtype=np.int64)) if has_dims else None
+    return g.cast(g.op(op_type, source, axes, keepdims=int(keepdim)), dtype, inner)
 
 
 def common_dtype(g: OnnxGraph, *values: Any) -> torch.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import numpy_helper
 from torch import Tensor, fx
 
 from fxopt.errors import ExportError, where
@@ -80,9 +81,12 @@ def _one_size(g: OnnxGraph, size: Any, sources: Sequence[fx.Node]) -> str:
 def reshape(g: OnnxGraph, node: fx.Node, given: Sequence[Any] | None = None) -> str:
     """Reshape `node` to the shape of the node being emitted; `given` are its sizes (ints, -1, nodes) where it has any."""
     source, result = g.val(node), g.val()
-    symbolic = [size for size in result.shape if not isinstance(size, int)]
-    kept = [size for size, other in zip(result.shape, source.shape, strict=False) if same_size(size, other)]
-    if given is None and len([size for size in symbolic if not any(size is k for k in kept)]) > 1:
+    moved = [
+        size
+        for dim, size in enumerate(result.shape)
+        if not isinstance(size, int) and not (dim < source.ndim and same_size(size, source.shape[dim]))
+    ]
+    if given is None and (len(moved) > 1 or 0 in [size for size in result.shape if isinstance(size, int)]):
         given = _sizes_with_one_unknown(g, node, result)
     return g.reshape(node, source, result, given)
 
@@ -128,12 +132,6 @@ def unsqueeze(g: OnnxGraph, value: Any, *dims: int) -> str:
 def filled(g: OnnxGraph, shape: str, value: float, dtype: torch.dtype) -> str:
     """Return a tensor of one number, of a shape given as a value."""
     fill = torch.tensor([value], dtype=dtype)
-    if dtype in (torch.bfloat16,):
+    if dtype is torch.bfloat16:
         return g.op("Expand", g.constant(fill), shape)
-    return g.op("ConstantOfShape", shape, value=_tensor_attribute(fill))
-
-
-def _tensor_attribute(tensor: Tensor) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(tensor.numpy())
+    return g.op("ConstantOfShape", shape, value=numpy_helper.from_array(fill.numpy()))

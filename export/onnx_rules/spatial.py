@@ -50,3 +50,8 @@ def per_channel(g: OnnxGraph, parameter: fx.Node, rank: int) -> str:
     if tensor is None:
         return g.op("Reshape", parameter, shape)
     return g.constant(tensor.reshape(shape), name=str(parameter.target))
+
+
+def spatial_rank(g: OnnxGraph) -> int:
+    """Return N of the op being emitted, whose name has the form ...Nd."""
+    return next(int(character) for character in str(g.node.target) if character.isdigit())

@@ -8,9 +8,11 @@ inlined, assertions are dropped. The module is captured in inference mode and le
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import CaptureError
-from fxopt.graph.lift import program_from_exported
+from fxopt.graph.lift import key_text, program_from_exported
 from fxopt.graph.program import Program
 
 Dynamic = str | Mapping[str, Mapping[int, str]] | None
@@ -41,15 +43,11 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Any = None, *, d
         raise CaptureError(f"capture() takes an nn.Module or an ExportedProgram, got {type(model).__name__}.")
     args, kwargs = call_of(example_inputs)
     arguments = _bind(model, args, kwargs)
-    names = leaf_names(arguments)
+    names = leaf_names(model, arguments)
     wanted = _wanted_dims(dynamic, arguments, names)
-    args, kwargs = pytree.tree_unflatten(
-        _enlarge(pytree.tree_leaves((args, kwargs)), _in_call_order(wanted, names, arguments, args, kwargs)),
-        pytree.tree_structure((args, kwargs)),
-    )
-    with _inference_mode(model):
-        exported, notes = _export(model, args, kwargs, arguments, wanted)
-    return program_from_exported(exported, wanted, tuple(notes), parameters=tuple(inspect.signature(model.forward).parameters))
+    with _inference_mode(model), _quiet():
+        exported = _export(model, args, kwargs, arguments, names, wanted)
+    return program_from_exported(exported, wanted, parameters=_parameter_names(model, len(args)))
 
 
 def call_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -76,16 +74,26 @@ def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     return dict(bound.arguments)
 
 
-def leaf_names(arguments: Mapping[str, Any]) -> dict[str, str]:
+def leaf_names(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, str]:
     """Map the path of each leaf of a call to its name: the parameter's, with keys and positions below it appended."""
-    variadic = {path: _join(path) for path, _ in pytree.tree_flatten_with_path(dict(arguments))[0]}
-    return {pytree.keystr(path): name for path, name in variadic.items()}
+    parameters = inspect.signature(model.forward).parameters.values()
+    variadic = {parameter.name for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD}
+    names = {}
+    for path, _ in pytree.tree_flatten_with_path(dict(arguments))[0]:
+        parts = list(map(key_text, path))
+        names[pytree.keystr(path)] = "_".join(parts[1:] if parts[0] in variadic else parts)
+    return names
 
 
-def _join(path: tuple[Any, ...]) -> str:
-    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
-    keep = parts[1:] if parts[0] == "kwargs" and len(parts) > 1 else parts
-    return "_".join(part.replace(".", "_") for part in keep)
+def _parameter_names(model: nn.Module, positional: int) -> tuple[str, ...]:
+    """Name the arguments in order; `*rest` is spelled out up to the number of `positional` arguments."""
+    names: list[str] = []
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{number}" for number in range(positional - len(names))]
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            names.append(parameter.name)
+    return tuple(names)
 
 
 def _wanted_dims(dynamic: Dynamic, arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[int, str]]:
@@ -107,25 +115,17 @@ def _wanted_dims(dynamic: Dynamic, arguments: Mapping[str, Any], names: Mapping[
     return {name: {dim % tensors[name].ndim: label for dim, label in dims.items()} for name, dims in dynamic.items()}
 
 
-def _in_call_order(
-    wanted: Mapping[str, Mapping[int, str]], names: Mapping[str, str], arguments: Mapping[str, Any], args: Any, kwargs: Any
-) -> list[Mapping[int, str]]:
-    by_identity = {
-        id(leaf): wanted.get(names[pytree.keystr(path)], {})
-        for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]
-    }
-    return [by_identity.get(id(leaf), {}) for leaf in pytree.tree_leaves((args, kwargs))]
+def _enlarge(args: Any, kwargs: Any, arguments: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]]) -> Any:
+    """Repeat an example of size 1 in a dynamic dimension to size 2: torch.export would take the 1 for a constant.
 
-
-def _enlarge(leaves: list[Any], dims: list[Mapping[int, str]]) -> list[Any]:
-    """Repeat an example of size 1 in a dynamic dimension to size 2: torch.export would take the 1 for a constant."""
-    result = []
-    for leaf, names in zip(leaves, dims, strict=True):
-        for dim in names if isinstance(leaf, Tensor) else ():
-            if leaf.shape[dim] == 1:
-                leaf = leaf.repeat_interleave(2, dim)
-        result.append(leaf)
-    return result
+    `dims` is {path of the leaf in `arguments`: {dimension: name}}.
+    """
+    larger: dict[int, Tensor] = {}
+    for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]:
+        for dim in dims.get(pytree.keystr(path), {}):
+            tensor = larger.get(id(leaf), leaf)
+            larger[id(leaf)] = tensor.repeat_interleave(2, dim) if tensor.shape[dim] == 1 else tensor
+    return pytree.tree_map(lambda leaf: larger.get(id(leaf), leaf), (args, kwargs))
 
 
 @contextmanager
@@ -139,30 +139,48 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: dict[str, Any], wanted: dict[str, dict[int, str]]
-) -> tuple[ExportedProgram, list[str]]:
-    """Export with named dims; if the model constrains one of them, once more with dims inferred."""
-    if not wanted:
-        return _try_export(model, args, kwargs, None), []
-    labels = {label for dims in wanted.values() for label in dims.values()}
-    named = {label: Dim(label) for label in labels if label.isidentifier()}
-    if len(named) != len(labels):
-        raise CaptureError(f"Dynamic dimensions need names that are identifiers, got {sorted(labels - set(named))}.")
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's loggers and its prints: what they tell of a failed export, the CaptureError says in a sentence."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        return _try_export(model, args, kwargs, _shapes(arguments, wanted, named)), []
-    except CaptureError:
-        automatic = {label: Dim.AUTO for label in labels}
-        return _try_export(model, args, kwargs, _shapes(arguments, wanted, automatic)), []
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
-def _shapes(arguments: dict[str, Any], wanted: Mapping[str, Mapping[int, str]], dims: Mapping[str, Any]) -> dict[str, Any]:
-    names = leaf_names(arguments)
+def _export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: dict[str, Any],
+    names: Mapping[str, str],
+    wanted: Mapping[str, Mapping[int, str]],
+) -> ExportedProgram:
+    """Export with named dims; if the model constrains one of them, with dims inferred; else with none."""
+    if wanted:
+        labels = {label for dims in wanted.values() for label in dims.values()}
+        if wrong := sorted(label for label in labels if not label.isidentifier()):
+            raise CaptureError(f"Dynamic dimensions need names that are identifiers, got {wrong}.")
+        dims = {path: wanted.get(name, {}) for path, name in names.items()}
+        larger = _enlarge(args, kwargs, arguments, dims)
+        for dimensions in ({label: Dim(label) for label in labels}, dict.fromkeys(labels, Dim.AUTO)):
+            try:
+                return _try_export(model, larger[0], larger[1], _shapes(arguments, dims, dimensions))
+            except CaptureError:
+                continue
+    return _try_export(model, args, kwargs, None)
 
+
+def _shapes(
+    arguments: dict[str, Any], dims: Mapping[str, Mapping[int, str]], dimensions: Mapping[str, Any]
+) -> dict[str, Any]:
     def shape(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
-        return {dim: dims[label] for dim, label in wanted.get(names[pytree.keystr(path)], {}).items()}
+        return {dim: dimensions[label] for dim, label in dims[pytree.keystr(path)].items()}
 
     return dict(pytree.tree_map_with_path(shape, dict(arguments)))
 
@@ -181,7 +199,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
     first = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
     cure = "Check that model(*example_inputs) runs in plain PyTorch with these inputs."
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
-        cure = "The model branches on tensor values: replace `if tensor:` by torch.where or torch.cond, and avoid .item()."
+        cure = "The model branches on tensor values: replace `if tensor:` by torch.where, and avoid .item()."
     elif "Constraints violated" in str(error) or "dynamic" in first:
         cure = "Name fewer dynamic dimensions, or none."
     return f"torch.export cannot capture {type(model).__name__}: {first}{line}\n{cure}"

@@ -91,10 +91,12 @@ def macs(program: Program) -> int:
     return sum(COST_RULES[node.target](node) for node in program.graph.nodes if node.target in COST_RULES)
 
 
-def batch_of_example(program: Program) -> int:
-    """Return the size of dimension 0 of the first input in the captured example."""
-    value = program.placeholders[0].meta["val"]
-    return _size(value.shape[0]) if value.ndim else 1
+def macs_per_sample(program: Program) -> int:
+    """Count the multiply-accumulate operations of one sample: those of one call where the batch is fixed."""
+    shape = program.inputs[0].shape if program.inputs else ()
+    if not shape or isinstance(shape[0], int):
+        return macs(program)
+    return macs(program) // max(_size(program.placeholders[0].meta["val"].shape[0]), 1)
 
 
 def tensors(program: Program) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import CaptureError, where
+from fxopt.graph.rewrite import fake_value
 
 aten = torch.ops.aten
 Op = Callable[..., Any]
@@ -26,6 +27,12 @@ FUNCTIONAL_FORM: dict[Op, Op] = {
     aten.fill_.Scalar: aten.full_like.default,
     aten.zero_.default: aten.zeros_like.default,
     aten.dropout_.default: aten.dropout.default,
+    aten.__iand__.Tensor: aten.bitwise_and.Tensor,
+    aten.__ior__.Tensor: aten.bitwise_or.Tensor,
+    aten.__ixor__.Tensor: aten.bitwise_xor.Tensor,
+    aten.__iand__.Scalar: aten.bitwise_and.Scalar,
+    aten.__ior__.Scalar: aten.bitwise_or.Scalar,
+    aten.__ixor__.Scalar: aten.bitwise_xor.Scalar,
 }
 
 # How a write to a view becomes a new value of its base. Partial views have a scatter op with the view's own arguments.
@@ -39,6 +46,11 @@ RESHAPING_VIEWS = {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim,
     aten.squeeze.default, aten.squeeze.dims, aten._unsafe_view.default, aten.unflatten.int, aten.view_as.default,
     aten.reshape_as.default,
+}  # fmt: skip
+# Views that undo themselves, with the same arguments.
+SWAPS = {
+    aten.transpose.int, aten.t.default, aten.mT.default, aten.mH.default, aten.numpy_T.default, aten.adjoint.default,
+    aten.swapaxes.default, aten.swapdims.default,
 }  # fmt: skip
 # Views that are the base itself.
 SAME_VIEWS = {
@@ -54,7 +66,8 @@ def functional_form(op: Op) -> Op | None:
     if op in FUNCTIONAL_FORM:
         return FUNCTIONAL_FORM[op]
     packet = op._schema.name.removeprefix("aten::").rstrip("_")
-    return getattr(getattr(aten, packet, None), op._overloadname, None)
+    form = getattr(getattr(aten, packet, None), op._overloadname, None)
+    return None if form is None or form._schema.is_mutable else form
 
 
 def functionalize(graph: fx.Graph) -> tuple[fx.Graph, list[str]]:
@@ -71,6 +84,12 @@ def is_inplace(node: fx.Node) -> bool:
     """Say whether a node calls an op that changes one of its arguments."""
     target = node.target
     return node.op == "call_function" and isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _is_whole(view: fx.Node, base: fx.Node) -> bool:
+    """Say whether an expand expands nothing."""
+    same = str(tuple(view.meta["val"].shape)) == str(tuple(base.meta["val"].shape))
+    return same and view.target in (aten.expand.default, aten.expand_as.default)
 
 
 def _storage(node: fx.Node) -> int | None:
@@ -95,7 +114,7 @@ class _Functionalizer:
         for node in self.old.nodes:
             if is_inplace(node):
                 root = self._write(node)
-                if root.op in ("placeholder", "get_attr"):
+                if root.op in ("placeholder", "get_attr") and node.target is not aten.detach_.default:
                     written[str(root.target)] = None
             else:
                 self.env[node] = self.new.node_copy(node, self.env.__getitem__)
@@ -105,8 +124,8 @@ class _Functionalizer:
 
     def _base(self, node: fx.Node) -> fx.Node | None:
         """Return the old node that `node` is a view of (it shares its storage), or None."""
-        if node.op != "call_function" or not node.all_input_nodes:
-            return None
+        if node.op != "call_function" or not node.all_input_nodes or node.target is aten.lift_fresh_copy.default:
+            return None  # lift_fresh_copy copies, although its fake tensor does not
         source = node.all_input_nodes[0]
         if node.target is operator.getitem:
             source = source.all_input_nodes[0]
@@ -123,6 +142,10 @@ class _Functionalizer:
         drop_value = node.target in (aten.zero_.default, aten.detach_.default)
         args, kwargs = fx.map_arg((node.args[:1] if drop_value else node.args, node.kwargs), self.env.__getitem__)
         new = self._emit(node, form, *args, **kwargs)
+        promoted = fake_value(new, node.meta["val"].fake_mode)
+        if promoted.dtype != node.meta["val"].dtype:  # in place, the dtype stays
+            new.meta["val"] = promoted
+            new = self._emit(node, aten.to.dtype, new, node.meta["val"].dtype)
         self.env[node] = self.env[target] = new
         chain = self._chain(target)
         later = self.position[node]
@@ -166,14 +189,18 @@ class _Functionalizer:
         """Return the new value of `base` after its view `view` was changed."""
         value, old, op = self.env[view], self.env[base], view.target
         rest = list(fx.map_arg(view.args[1:], self.env.__getitem__))
-        if op in SAME_VIEWS or is_inplace(view):
+        if op in SAME_VIEWS or is_inplace(view) or _is_whole(view, base):
             return value
         if op in SCATTER:
             return self._emit(base, SCATTER[op], old, value, *rest)
-        if op is aten.transpose.int:
+        if op in SWAPS:
             return self._emit(base, op, value, *rest)
+        if op is aten.narrow.default and all(isinstance(number, int) for number in rest):
+            dim, start, length = rest
+            return self._emit(base, aten.slice_scatter.default, old, value, dim, start, start + length)
         if op is aten.permute.default:
-            order = [int(d) % len(rest[0]) for d in rest[0]]
+            dims: Any = view.args[1]
+            order = [int(dim) % len(dims) for dim in dims]
             return self._emit(base, op, value, [order.index(d) for d in range(len(order))])
         if op in RESHAPING_VIEWS:
             sizes = [self._size(base, dim) for dim in range(base.meta["val"].ndim)]

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
-from fxopt.errors import CaptureError
+from fxopt.errors import CaptureError, where
 from fxopt.graph.functionalize import functionalize
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.rewrite import eliminate_dead_nodes, fake_value, set_attribute
@@ -126,9 +126,13 @@ def _copy_node(module: nn.Module, node: fx.Node, graph: fx.Graph, env: dict[fx.N
     if skip is not None:
         env[node] = _inline(node, skip, graph, env)
         return
-    if node.target is operator.getitem and isinstance(env.get(node.args[0]), (tuple, list)):
-        env[node] = env[node.args[0]][node.args[1]]
-        return
+    if node.target is operator.getitem:
+        source, index = node.args
+        if isinstance(source, fx.Node) and isinstance(env.get(source), (tuple, list)):
+            env[node] = env[source][index]
+            return
+    if any(isinstance(env.get(source), fx.GraphModule) for source in node.all_input_nodes):
+        raise CaptureError(f"A Program holds no control flow, which {where(node)} is; use torch.where in its place.")
     env[node] = graph.node_copy(node, env.__getitem__)
 
 
@@ -169,14 +173,15 @@ def _complete_values(graph: fx.Graph) -> None:
 
 def input_names(in_spec: pytree.TreeSpec, constants: Mapping[int, Any], parameters: tuple[str, ...], fallback: list[str]) -> list[str]:
     """Name the tensor inputs: the forward parameter, with keys and positions below it appended."""
-    paths = [path for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(range(in_spec.num_leaves), in_spec))[0]]
+    tree = pytree.tree_unflatten(range(in_spec.num_leaves), in_spec)
+    paths: list[Any] = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     tensor_paths = [path for position, path in enumerate(paths) if position not in constants]
     if len(tensor_paths) != len(fallback):
         return fallback
     names = []
     for path, default in zip(tensor_paths, fallback, strict=True):
-        where, first, *rest = path
-        if where.idx == 0:
+        group, first, *rest = path  # group: the positional arguments, or the keywords
+        if group.idx == 0:
             if first.idx >= len(parameters):
                 names.append(default)
                 continue
@@ -203,8 +208,9 @@ def _name_dims(
     for name, node in zip(names, placeholders, strict=True):
         shape = node.meta["val"].shape
         for dim, label in wanted.get(name, {}).items():
-            if isinstance(shape[dim], int):
-                notes.append(f"Dimension {dim} ('{label}') of input '{name}' is fixed to {shape[dim]} by the model.")
+            size = symbolic(shape[dim], dims)
+            if isinstance(size, int):
+                notes.append(f"Dimension {dim} ('{label}') of input '{name}' is fixed to {size} by the model.")
                 continue
             for symbol in shape[dim].node.expr.free_symbols:
                 dims.setdefault(str(symbol), label)

@@ -51,10 +51,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))
-        for number, step in enumerate(self.passes):
-            if not callable(step) or isinstance(step, type):
-                hint = f"; write {step.__name__}()" if isinstance(step, type) else ""
-                raise PassError(f"Item {number} of the Pipeline is {step!r}, which is no pass (Program -> Program){hint}.")
+        for number, item in enumerate(self.passes):
+            _check_is_pass(number, item)
 
     def __call__(self, program: Program) -> Program:
         """Run the passes; returns the Program after the last."""
@@ -68,6 +66,12 @@ class Pipeline:
             program = step.after
             done.append(pass_name(by))
         return program
+
+
+def _check_is_pass(number: int, item: object) -> None:
+    if isinstance(item, type) or not callable(item):
+        hint = f"; write {item.__name__}()" if isinstance(item, type) else ""
+        raise PassError(f"Item {number} of the Pipeline is {item!r}, which is no pass (Program -> Program){hint}.")
 
 
 def pass_name(by: Pass) -> str:

@@ -29,6 +29,7 @@ INTEGER_KINDS: dict[Callable[..., Any], str] = {
     aten.cat.default: "cat",
     aten.adaptive_avg_pool2d.default: "pool",
     aten.mean.dim: "pool",
+    aten.avg_pool2d.default: "pool",
     aten.sigmoid.default: "sigmoid",
     aten.leaky_relu.default: "leaky_relu",
     aten.max_pool2d.default: "data",

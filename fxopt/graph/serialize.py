@@ -24,7 +24,7 @@ from torch.export import graph_signature as gs
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import ModelError
-from fxopt.graph import ops
+from fxopt.graph import ops, quantized
 from fxopt.graph.lift import program_from_exported
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.rewrite import get_attribute, set_attribute
@@ -32,7 +32,7 @@ from fxopt.graph.verify import verify
 
 EXTRA_FILE = "fxopt.json"
 FORMAT = 1
-OWN_OPS = (ops.quantize, ops.dequantize, ops.fake_quantize, ops.observe)  # torch.export.load needs them registered
+OWN_OPS = (ops, quantized)  # torch.export.load needs the ops that these modules register
 # Packages that may be imported to find the class of a saved output structure (transformers' ModelOutputs).
 IMPORTABLE = ("transformers",)
 
@@ -70,7 +70,9 @@ def load(path: str | Path) -> Program:
         return verify(program_from_exported(exported, {}, ()))
     description = json.loads(extra[EXTRA_FILE])
     if description["format"] > FORMAT:
-        raise ModelError(f"'{path}' has the format {description['format']}; this fxopt reads up to {FORMAT}: update it.")
+        raise ModelError(
+            f"'{path}' has the format {description['format']}; this fxopt reads up to {FORMAT}: update it."
+        )
     return verify(_program_of(exported, description))
 
 
@@ -89,11 +91,15 @@ def _check_archive(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"There is no file '{path}'.")
     if not zipfile.is_zipfile(path):
-        raise ModelError(f"'{path}' is no .pt2 archive (or it is damaged). Write one with Program.save or torch.export.save.")
+        raise ModelError(
+            f"'{path}' is no .pt2 archive (or it is damaged). Write one with Program.save or torch.export.save."
+        )
     with zipfile.ZipFile(path) as archive:
         configs = [name for name in archive.namelist() if name.endswith("_config.json")]
         if not configs:
-            raise ModelError(f"'{path}' is a zip archive, but no .pt2 of torch >= 2.9. Write it again with torch.export.save.")
+            raise ModelError(
+                f"'{path}' is a zip archive, but no .pt2 of torch >= 2.9. Write it again with torch.export.save."
+            )
         for name in configs:
             entries = json.loads(archive.read(name)).get("config", {})
             pickled = [key for key, entry in entries.items() if isinstance(entry, dict) and entry.get("use_pickle")]
@@ -189,7 +195,11 @@ def _without_classes(spec: pytree.TreeSpec, lost: list[str]) -> pytree.TreeSpec:
 def _keys(context: Any, count: int) -> list[str] | None:
     """Read the field names of a class out of its pytree context: [name, …], or [[name, …], …] of a dataclass."""
     for candidate in (context, context[0] if isinstance(context, (list, tuple)) and context else None):
-        if isinstance(candidate, (list, tuple)) and len(candidate) == count and all(isinstance(k, str) for k in candidate):
+        if (
+            isinstance(candidate, (list, tuple))
+            and len(candidate) == count
+            and all(isinstance(k, str) for k in candidate)
+        ):
             return list(candidate)
     return None
 
@@ -232,7 +242,9 @@ def to_exported(program: Program) -> ExportedProgram:
             inputs.append(gs.InputSpec(gs.InputKind.USER_INPUT, gs.TensorArgument(node.name), None))
         if node not in env:
             env[node] = graph.node_copy(node, env.__getitem__)
-            env[node].meta = {key: value for key, value in node.meta.items() if key in ("val", "stack_trace", "nn_module_stack")}
+            env[node].meta = {
+                key: value for key, value in node.meta.items() if key in ("val", "stack_trace", "nn_module_stack")
+            }
     values = graph.output_node().args[0]
     assert isinstance(values, tuple)
     outputs = [gs.OutputSpec(gs.OutputKind.USER_OUTPUT, _output_argument(value), None) for value in values]
@@ -247,7 +259,11 @@ def to_exported(program: Program) -> ExportedProgram:
         root=regions,
         graph=graph,
         graph_signature=gs.ExportGraphSignature(inputs, outputs),
-        state_dict={str(spec.target): _compact(get_attribute(program.module, str(spec.target))) for spec in inputs if spec.target},
+        state_dict={
+            str(spec.target): _compact(get_attribute(program.module, str(spec.target)))
+            for spec in inputs
+            if spec.target
+        },
         range_constraints=_ranges(program),
         module_call_graph=[ModuleCallEntry("", signature)],
         verifiers=[torch._export.verifier.TrainingIRVerifier],

@@ -98,9 +98,13 @@ def _attributes_exist(program: Program) -> Violation | None:
         if not isinstance(value, (Tensor, fx.GraphModule)):
             return Violation(f"'{node.target}' is a {type(value).__name__}", node)
         fake = node.meta.get("val")
-        if isinstance(fake, Tensor) and (value.dtype != fake.dtype or tuple(value.shape) != tuple(fake.shape)):
+        if isinstance(value, Tensor) and isinstance(fake, Tensor) and not _same_kind(value, fake):
             return Violation(f"'{node.target}' is {_kind(value)}, its node says {_kind(fake)}", node)
     return None
+
+
+def _same_kind(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and tuple(left.shape) == tuple(right.shape)
 
 
 def _kind(value: Tensor) -> str:
@@ -182,7 +186,8 @@ def _quantization(program: Program) -> Violation | None:
 
 
 def _quantization_problems(program: Program, node: fx.Node) -> Iterator[str]:
-    x, scale, zero_point = (argument(node, name) for name in (node.target._schema.arguments[0].name, "scale", "zero_point"))
+    x, scale, zero_point = node.args[0], argument(node, "scale"), argument(node, "zero_point")
+    assert isinstance(x, fx.Node)
     shape, axis = x.meta["val"].shape, argument(node, "axis")
     if axis is not None and not -len(shape) <= axis < len(shape):
         yield f"axis {axis} of a tensor with {len(shape)} dimensions"
@@ -195,11 +200,10 @@ def _quantization_problems(program: Program, node: fx.Node) -> Iterator[str]:
     if steps is not None and not bool((steps.isfinite() & (steps > 0)).all()):
         yield f"scale '{scale.target}' is not positive and finite everywhere"
     low, high = _integer_range(node, x)
-    dtype = argument(node, "dtype") if node.target is quantize else x.meta["val"].dtype if node.target is dequantize else None
-    if dtype is not None:
-        info = torch.iinfo(dtype)
+    if node.target is quantize:
+        info = torch.iinfo(argument(node, "dtype"))
         if not info.min <= low <= high <= info.max:
-            yield f"the range [{low}, {high}] does not lie inside {dtype}"
+            yield f"the range [{low}, {high}] does not lie inside {info.dtype}"
     zero = constant(program.module, zero_point)
     if zero is not None and not bool(((zero >= low) & (zero <= high)).all()):
         yield f"zero_point '{zero_point.target}' lies outside of [{low}, {high}]"
@@ -247,7 +251,7 @@ def _is_data_dependent(value: Any) -> bool:
     """Say whether a fake value has a size that depends on data: each computation names such a size anew."""
     leaves = pytree.tree_leaves(value)
     text = " ".join(str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else str(leaf) for leaf in leaves)
-    return re.search(r"\bu\d+\b", text) is not None
+    return re.search(r"\b(u|zuf)\d+\b", text) is not None
 
 
 INVARIANTS: tuple[tuple[str, Predicate], ...] = (

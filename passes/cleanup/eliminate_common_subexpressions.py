@@ -74,10 +74,15 @@ def _without_defaults(node: fx.Node) -> list[Any]:
     for position, parameter in enumerate(node.target._schema.arguments):
         default = parameter.default_value
         value = node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)
-        is_default = parameter.has_default_value() and type(value) is type(default) and value == default
-        if not is_default:
+        if not (parameter.has_default_value() and _is_default(value, default)):
             result.append((parameter.name, value))
     return result
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, (tuple, list)):  # a schema such as `int[2] padding=0` holds its default once
+        return list(value) == (default if isinstance(default, list) else [default] * len(value))
+    return type(value) is type(default) and bool(value == default)
 
 
 def _hashable(value: Any, first_of: dict[fx.Node, fx.Node]) -> Hashable:

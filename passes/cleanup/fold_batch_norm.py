@@ -96,7 +96,7 @@ def _fold(edit: Edit, norm: fx.Node) -> bool:
 
 
 def channel_scale(module: nn.Module, norm: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """Return the scale and shift that an inference batch norm applies, float64 `[channels]`; None if unknown or infinite."""
+    """Return the scale and shift of an inference batch norm, float64 `[channels]`; None if not known or finite."""
     if is_training(norm):
         return None
     tensors = {}

@@ -79,7 +79,7 @@ class Layer:
 
 def layer_at(module: nn.Module, node: Any) -> Layer | None:
     """Return the layer that a node calls, or None if it is none or computes its weight or bias."""
-    kind = LAYERS.get(node.target) if isinstance(node, fx.Node) and node.op == "call_function" else None
+    kind = LAYERS.get(node.target) if isinstance(node, fx.Node) else None  # type: ignore[arg-type]
     if kind is None or not node.args:
         return None
     weight, bias_node = constant(module, argument(node, "weight")), argument(node, "bias")
@@ -149,10 +149,10 @@ def write(edit: Edit, layer: Layer, weight: Tensor, bias: Tensor | None) -> None
     """Give a layer a new weight and bias; they keep dtype, kind (Parameter or buffer) and, if unshared, name."""
     node, old_weight = layer.node, argument(layer.node, "weight")
     old_bias = argument(node, "bias")
-    changes = {"weight": replace_tensor(edit, node, old_weight, _like(layer.weight, weight))}
+    changes = {"weight": replace_tensor(edit, node, old_weight, like(layer.weight, weight))}
     if bias is not None:
         model = layer.weight if layer.bias is None else layer.bias
-        value = _like(model, bias)
+        value = like(model, bias)
         if old_bias is None:
             changes["bias"] = edit.add_constant(bias_name(str(old_weight.target)), value, before=node)
         else:
@@ -160,7 +160,8 @@ def write(edit: Edit, layer: Layer, weight: Tensor, bias: Tensor | None) -> None
     set_arguments(node, **changes)
 
 
-def _like(old: Tensor, value: Tensor) -> Tensor:
+def like(old: Tensor, value: Tensor) -> Tensor:
+    """Give a value the dtype of `old`, and make it a Parameter if that is one."""
     value = value.to(old.dtype).contiguous()
     return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 

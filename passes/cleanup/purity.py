@@ -38,7 +38,7 @@ def is_training(node: fx.Node) -> bool:
 @functools.cache
 def _is_deterministic(op: Any) -> bool:
     if not isinstance(op, torch._ops.OpOverload):
-        return getattr(op, "__module__", None) in ("_operator", "math", "builtins") or op in (torch.sym_min, torch.sym_max)
+        return getattr(op, "__module__", None) in ("_operator", "math") or op in (torch.sym_min, torch.sym_max)
     return not op._schema.is_mutable and op not in UNINITIALISED and torch.Tag.nondeterministic_seeded not in op.tags
 
 

@@ -1,0 +1,83 @@
+"""Time int8 against float ONNX in onnxruntime: `python -m benchmarks.int8_speed --models resnet18 resnet50`.
+
+torchvision architectures at 224 pixels, batch 1, interleaved in one process; calibrated on structured images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.zoo_models import shim
+from benchmarks.zoo_models.images import structured_images
+from benchmarks.zoo_models.preparation import calibrate_batch_norm
+from fxopt import compile
+from fxopt.export.measure import measure
+from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.capture import capture
+from fxopt.graph.pipeline import Pipeline
+from fxopt.passes.cleanup import CLEANUP
+
+
+def run(name: str, target: str, threads: list[int], seconds: float, folder: Path) -> dict[str, Any]:
+    """Compile one architecture and time it against its own float file."""
+    shim.declare_torchvision_ops()
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None)
+    calibrate_batch_norm(model, [(structured_images(8, 3, 224, 224, seed=1),)]).eval()
+    example = structured_images(1, 3, 224, 224, seed=2)
+    result = compile(
+        model,
+        example,
+        calibration=[structured_images(4, 3, 224, 224, seed=number) for number in range(3, 7)],
+        target=target,
+        output=folder / "int8.onnx",
+        measure=False,
+    )
+    to_onnx(Pipeline(tuple(CLEANUP))(capture(model, example)), folder / "float.onnx", target=target)
+    timings = {}
+    for count in threads:
+        timing = measure(folder / "int8.onnx", [example], baseline=folder / "float.onnx", threads=count, seconds=seconds)
+        timings[count] = {"int8": timing.seconds, "float": timing.baseline_seconds, "speedup": timing.speedup, "rounds": timing.rounds}
+    return {
+        "name": name,
+        "timings": timings,
+        "sqnr": min(error.sqnr for error in result.report.differences),
+        "kernels": dict(result.report.census.kernels),
+        "float_reasons": dict(result.report.float_reasons),
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=["resnet18"])
+    parser.add_argument("--target", default="x86")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models:
+            row = run(name, options.target, options.threads, options.seconds, Path(folder))
+            rows.append(row)
+            for count, timing in row["timings"].items():
+                print(
+                    f"{name}: {count} thread(s): int8 {timing['int8'] * 1e3:.2f} ms, float {timing['float'] * 1e3:.2f} ms, "
+                    f"{timing['speedup']:.2f}x over {timing['rounds']} rounds; SQNR {row['sqnr']:.1f} dB",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""lower: spell quantized patterns the way a target's runtime replaces them by integer kernels.
+
+A rewrite of the graph before emission, exact in integer arithmetic. Nodes that claim to be integer keep their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from fxopt.graph.ops import dequantize, quantize
+from fxopt.graph.program import Program
+from fxopt.graph.quantized import INTEGER_KINDS, is_dequantized, is_dequantized_weight, matmul_integer_to_float
+from fxopt.graph.rewrite import Edit, argument, fake_value
+from fxopt.target import Target
+
+aten = torch.ops.aten
+
+# Ops that become Conv, ConvTranspose or Gemm: what onnxruntime's WeightBiasQuantization looks at.
+FLOAT_LAYERS = {
+    aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.linear.default,
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+}  # fmt: skip
+
+
+def lower(program: Program, target: Target) -> Program:
+    """Return the Program in the forms of a target; one without dequantize nodes comes back as it is.
+
+    - A linear becomes fxopt.matmul_integer_to_float (com.microsoft MatMulIntegerToFloat), or, without contrib ops and
+      above two dimensions, a matrix product and a bias of the same rank: a one-dimensional bias would be merged into
+      a Gemm that runs in float.
+    - A convolution whose input channels the target wants padded reads its quantized input with zeros appended.
+    - A mean over height and width becomes a global average pool and a reshape.
+    - A float layer between dequantize and quantize reads a dequantize along the channels, all with the same scale.
+      Between scalar ones, onnxruntime would quantize the float weight itself, with one scale for all channels.
+    """
+    if not any(node.target is dequantize for node in program.graph.nodes):
+        return program
+    edit = Edit(program, by=None)
+    for node in list(edit.graph.nodes):
+        if node.op != "call_function" or not is_dequantized(node.args[0] if node.args else None):
+            continue
+        kind = INTEGER_KINDS.get(node.target)
+        if node.target in FLOAT_LAYERS and not is_dequantized_weight(node.args[1]):
+            if _leads_to_quantize(node):
+                _keep_float(edit, node)
+            continue
+        if kind == "linear":
+            _lower_linear(edit, node, target)
+        elif kind == "conv":
+            _pad_input(edit, node, target)
+        elif node.target is aten.mean.dim and all(user.target is quantize for user in node.users):
+            _lower_mean(edit, node)
+    return edit.finish()
+
+
+def _lower_linear(edit: Edit, node: fx.Node, target: Target) -> None:
+    x, weight, bias = _node(node.args[0]), _node(node.args[1]), argument(node, "bias")
+    if target.contrib_ops:
+        q, x_scale, x_zero = x.args[:3]
+        stored, scale, zero = _transposed(edit, weight), weight.args[1], weight.args[2]
+        _become(edit, node, matmul_integer_to_float, q, stored, x_scale, scale, x_zero, zero, bias)
+    elif node.meta["val"].ndim > 2:
+        transposed = edit.call(
+            dequantize, _transposed(edit, weight), weight.args[1], weight.args[2], 1, before=node, name=f"{weight.name}_t"
+        )
+        _become(edit, node, aten.matmul.default, x, transposed)
+        if bias is not None:
+            _add_bias(edit, node, bias)
+
+
+def _transposed(edit: Edit, weight: fx.Node) -> fx.Node:
+    """Return the stored integers of a weight as [inputs, outputs]."""
+    source = _node(weight.args[0])
+    for user in source.graph.find_nodes(op="get_attr"):
+        if user.target == f"{source.target}_transposed":
+            return user
+    values = edit.constant(source)
+    assert values is not None
+    return edit.add_constant(f"{source.target}_transposed", values.t().contiguous(), before=source.next)
+
+
+def _add_bias(edit: Edit, node: fx.Node, bias: fx.Node) -> None:
+    """Add a bias behind a matrix product, with as many dimensions as the product has."""
+    users, following = list(node.users), node.next
+    rank, value = node.meta["val"].ndim, edit.constant(bias)
+    sizes = [1] * (rank - 1) + [-1]
+    if value is not None:
+        full = edit.add_constant(f"{bias.target}_{rank}d", value.detach().reshape(sizes), before=following)
+    else:
+        full = edit.call(aten.reshape.default, bias, sizes, before=following)
+    result = edit.call(aten.add.Tensor, node, full, before=following, like=node, name=f"{node.name}_biased")
+    for user in users:
+        user.replace_input_with(node, result)
+
+
+def _pad_input(edit: Edit, node: fx.Node, target: Target) -> None:
+    x, weight = _node(node.args[0]), _node(node.args[1])
+    stored = edit.constant(weight.args[0])
+    assert stored is not None
+    channels = int(stored.shape[1])
+    extra = target.convolution.pad_input.get(channels, channels) - channels
+    if extra <= 0 or argument(node, "groups") != 1 or _node(x.args[0]).target is not quantize:
+        return
+    q, scale, zero_node = (_node(value) for value in x.args[:3])
+    zero = edit.constant(zero_node)
+    assert zero is not None
+    pads = [0, 0] * (stored.ndim - 2) + [0, extra]
+    padded = edit.call(aten.pad.default, q, pads, "constant", float(zero), before=node, name=f"{q.name}_padded")
+    wide = edit.call(dequantize, padded, scale, zero_node, None, before=node, name=f"{x.name}_padded")
+    source = _node(weight.args[0])
+    values = edit.add_constant(f"{source.target}_padded", functional.pad(stored, pads), before=node)
+    narrow = weight.args[1:]
+    node.args = (wide, edit.call(dequantize, values, *narrow, before=node, name=f"{weight.name}_padded"), *node.args[2:])
+
+
+def _lower_mean(edit: Edit, node: fx.Node) -> None:
+    keep = bool(argument(node, "keepdim"))
+    _become(edit, node, aten.adaptive_avg_pool2d.default, node.args[0], [1, 1])
+    if keep:
+        return
+    for reader in list(node.users):
+        q = edit.call(quantize, node, *reader.args[1:], before=reader, name=f"{node.name}_pooled")
+        value = edit.call(dequantize, q, *reader.args[1:4], before=reader, name=f"{node.name}_dequantized")
+        flat = edit.call(aten.flatten.using_ints, value, 1, before=reader, name=f"{node.name}_flat")
+        reader.replace_input_with(node, flat)
+
+
+def _leads_to_quantize(node: fx.Node) -> bool:
+    """Say whether everything that reads a value, perhaps through a clip, quantizes it."""
+    readers = list(node.users)
+    if len(readers) == 1 and readers[0].target is not quantize:
+        readers = list(readers[0].users)
+    return bool(readers) and all(reader.target is quantize for reader in readers)
+
+
+def _keep_float(edit: Edit, node: fx.Node) -> None:
+    x = _node(node.args[0])
+    q, scale, zero_point = (_node(value) for value in x.args[:3])
+    channels = x.meta["val"].shape[1]
+    if not isinstance(channels, int):
+        return
+    full = []
+    for parameter in (scale, zero_point):
+        value = edit.constant(parameter)
+        assert value is not None
+        full.append(edit.add_constant(f"{parameter.target}_channels", value.repeat(channels), before=node))
+    channelwise = edit.call(dequantize, q, *full, 1, before=node, name=f"{x.name}_channels")
+    node.args = (channelwise, *node.args[1:])
+
+
+def _become(edit: Edit, node: fx.Node, op: Any, *args: Any) -> None:
+    """Let a node call another op; it keeps its name and place."""
+    node.target = op
+    node.args, node.kwargs = args, {}
+    node.meta["val"] = fake_value(node, edit.mode)
+
+
+def _node(value: Any) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return value

@@ -1,0 +1,255 @@
+"""LSTM, GRU and RNN: each layer is one ONNX op, with the weights rearranged to ONNX's order of gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxopt.errors import ExportError, where
+from fxopt.export.builder import OnnxGraph, Rule, Value
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """An ONNX op: where its gates are among torch's, and its attributes. ONNX: LSTM iofc, GRU zrh; torch: ifgo, rzn."""
+
+    op: str
+    gates: tuple[int, ...]
+    activation: str | None = None
+
+    def attributes(self, hidden: int, directions: int) -> dict[str, Any]:
+        return {
+            "hidden_size": hidden,
+            "direction": "bidirectional" if directions == 2 else "forward",
+            "activations": [self.activation] * directions if self.activation else None,
+            "linear_before_reset": 1 if self.op == "GRU" else None,
+        }
+
+
+LSTM = _Cell("LSTM", (0, 3, 1, 2))
+GRU = _Cell("GRU", (1, 0, 2))
+RNN_TANH = _Cell("RNN", (0,), "Tanh")
+RNN_RELU = _Cell("RNN", (0,), "Relu")
+
+
+def lstm(
+    g: OnnxGraph,
+    input: fx.Node,
+    hx: Sequence[fx.Node],
+    params: Sequence[fx.Node],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Value:
+    """aten::lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)"""  # noqa: E501
+    if str(g.val(hx[0]).shape[-1]) != str(g.val(hx[1]).shape[-1]):
+        raise ExportError(f"{where(g.node)} projects its hidden state (proj_size), which ONNX's LSTM does not; use proj_size=0.")
+    return _layers(g, LSTM, input, hx, params, has_biases, num_layers, bidirectional, batch_first)
+
+
+def gru(
+    g: OnnxGraph,
+    input: fx.Node,
+    hx: fx.Node,
+    params: Sequence[fx.Node],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Value:
+    """aten::gru.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""  # noqa: E501
+    return _layers(g, GRU, input, [hx], params, has_biases, num_layers, bidirectional, batch_first)
+
+
+def rnn_tanh(
+    g: OnnxGraph,
+    input: fx.Node,
+    hx: fx.Node,
+    params: Sequence[fx.Node],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Value:
+    """aten::rnn_tanh.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""  # noqa: E501
+    return _layers(g, RNN_TANH, input, [hx], params, has_biases, num_layers, bidirectional, batch_first)
+
+
+def rnn_relu(
+    g: OnnxGraph,
+    input: fx.Node,
+    hx: fx.Node,
+    params: Sequence[fx.Node],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Value:
+    """aten::rnn_relu.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""  # noqa: E501
+    return _layers(g, RNN_RELU, input, [hx], params, has_biases, num_layers, bidirectional, batch_first)
+
+
+def lstm_cell(
+    g: OnnxGraph,
+    input: fx.Node,
+    hx: Sequence[fx.Node],
+    w_ih: fx.Node,
+    w_hh: fx.Node,
+    b_ih: fx.Node | None,
+    b_hh: fx.Node | None,
+) -> Value:
+    """aten::lstm_cell(Tensor input, Tensor[] hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> (Tensor, Tensor)"""  # noqa: E501
+    return _step(g, LSTM, input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def gru_cell(
+    g: OnnxGraph, input: fx.Node, hx: fx.Node, w_ih: fx.Node, w_hh: fx.Node, b_ih: fx.Node | None, b_hh: fx.Node | None
+) -> str:
+    """aten::gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""
+    return _step(g, GRU, input, [hx], w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def rnn_tanh_cell(
+    g: OnnxGraph, input: fx.Node, hx: fx.Node, w_ih: fx.Node, w_hh: fx.Node, b_ih: fx.Node | None, b_hh: fx.Node | None
+) -> str:
+    """aten::rnn_tanh_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
+    return _step(g, RNN_TANH, input, [hx], w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def rnn_relu_cell(
+    g: OnnxGraph, input: fx.Node, hx: fx.Node, w_ih: fx.Node, w_hh: fx.Node, b_ih: fx.Node | None, b_hh: fx.Node | None
+) -> str:
+    """aten::rnn_relu_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
+    return _step(g, RNN_RELU, input, [hx], w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def _layers(
+    g: OnnxGraph,
+    cell: _Cell,
+    input: fx.Node,
+    states: Sequence[fx.Node],
+    params: Sequence[fx.Node],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[str, ...]:
+    """Emit one op a layer; returns the sequence and the last states, as torch shapes them."""
+    directions = 2 if bidirectional else 1
+    unbatched = g.rank(input) == 2
+    x = g.value(input)
+    if unbatched:
+        x = g.op("Unsqueeze", x, [1])
+    elif batch_first:
+        x = g.op("Transpose", x, perm=[1, 0, 2])
+    firsts = [None if _is_zero(g, state) else _with_batch(g, state, unbatched) for state in states]
+    each = 4 if has_biases else 2
+    lasts: list[tuple[str, ...]] = []
+    for layer in range(num_layers):
+        begin = layer * directions
+        own = [params[each * (begin + d) : each * (begin + d + 1)] for d in range(directions)]
+        initial = [_of_layer(g, first, begin, directions, num_layers) for first in firsts]
+        y, *last = _layer(g, cell, x, own, initial)
+        lasts.append(tuple(last))
+        swap_batch = batch_first and not unbatched and layer == num_layers - 1
+        x = _join_directions(g, y, g.val(g.node)[0].shape[-1], directions, swap_batch)
+    finals = [g.op("Concat", *parts, axis=0) if num_layers > 1 else parts[0] for parts in zip(*lasts, strict=True)]
+    if unbatched:
+        return tuple(g.op("Squeeze", value, [1]) for value in (x, *finals))
+    return (x, *finals)
+
+
+def _layer(
+    g: OnnxGraph, cell: _Cell, x: str, directions: Sequence[Sequence[fx.Node | None]], initial: Sequence[str | None]
+) -> tuple[str, ...]:
+    """Emit the op of one layer, given its parameters by direction."""
+    tensors = [[None if node is None else _tensor(g, node) for node in own] for own in directions]
+    inputs, hiddens = (torch.stack([_reorder(own[i], cell) for own in tensors]) for i in (0, 1))
+    bias = None
+    if len(tensors[0]) == 4 and tensors[0][2] is not None:
+        bias = torch.stack([torch.cat([_reorder(own[2], cell), _reorder(own[3], cell)]) for own in tensors])
+    names = [None if node is None else str(node.target) for node in directions[0]]
+    weights = [g.constant(inputs, name=names[0]), g.constant(hiddens, name=names[1])]
+    weights.append("" if bias is None else g.constant(bias, name=names[2]))
+    attributes = cell.attributes(int(hiddens.shape[-1]), len(directions))
+    return g.ops(cell.op, x, *weights, None, *initial, outputs=1 + len(initial), **attributes)
+
+
+def _tensor(g: OnnxGraph, node: fx.Node) -> Tensor:
+    tensor = g.tensor(node)
+    if tensor is None:
+        raise ExportError(f"{where(g.node)} computes its weights in the graph; fold them into parameters first.")
+    return tensor
+
+
+def _reorder(parameter: Tensor | None, cell: _Cell) -> Tensor:
+    assert parameter is not None
+    gates = parameter.chunk(len(cell.gates))
+    return torch.cat([gates[gate] for gate in cell.gates])
+
+
+def _is_zero(g: OnnxGraph, state: fx.Node) -> bool:
+    """Say whether an initial state is all zeros, which is what ONNX assumes where none is given."""
+    tensor = g.tensor(state)
+    if tensor is not None:
+        return not bool(tensor.any())
+    return state.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
+
+
+def _with_batch(g: OnnxGraph, state: fx.Node, unbatched: bool) -> str:
+    return g.op("Unsqueeze", state, [1]) if unbatched else g.value(state)
+
+
+def _of_layer(g: OnnxGraph, first: str | None, begin: int, directions: int, num_layers: int) -> str | None:
+    if first is None or num_layers == 1:
+        return first
+    return g.op("Slice", first, [begin], [begin + directions], [0])
+
+
+def _join_directions(g: OnnxGraph, y: str, features: Any, directions: int, swap_batch: bool) -> str:
+    """Turn ONNX's (time, directions, batch, hidden) into (time, batch, features), or batch first."""
+    if directions == 1 and not swap_batch:
+        return g.op("Squeeze", y, [1])
+    ordered = g.op("Transpose", y, perm=[2, 0, 1, 3] if swap_batch else [0, 2, 1, 3])
+    return g.op("Reshape", ordered, [0, 0, int(features)])
+
+
+def _step(
+    g: OnnxGraph,
+    cell: _Cell,
+    input: fx.Node,
+    states: Sequence[fx.Node],
+    *params: fx.Node | None,
+) -> tuple[str, ...]:
+    """Emit a single time step; returns the new states."""
+    outer = [0] if g.rank(input) == 2 else [0, 1]
+    x, *initial = (g.op("Unsqueeze", node, outer) for node in (input, *states))
+    _, *lasts = _layer(g, cell, x, [params], initial)
+    return tuple(g.op("Squeeze", last, outer) for last in lasts)
+
+
+RULES: dict[Any, Rule] = {
+    aten.lstm.input: lstm,
+    aten.gru.input: gru,
+    aten.rnn_tanh.input: rnn_tanh,
+    aten.rnn_relu.input: rnn_relu,
+    aten.lstm_cell.default: lstm_cell,
+    aten.gru_cell.default: gru_cell,
+    aten.rnn_tanh_cell.default: rnn_tanh_cell,
+    aten.rnn_relu_cell.default: rnn_relu_cell,
+}

@@ -1,0 +1,220 @@
+"""Calibrate: the second of the three passes of static quantization. It measures ranges and fixes scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, fx
+
+from fxopt.errors import CaptureError, DataError, PassError, where
+from fxopt.graph.capture import call_of
+from fxopt.graph.ops import fake_quantize, observe
+from fxopt.graph.program import Program
+from fxopt.graph.quantized import is_constant
+from fxopt.graph.rewrite import Edit, argument, constant
+from fxopt.passes.quantize.observers import OBSERVERS, SMALLEST_STEP, Observer, RangeObserver, affine_parameters
+from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds
+
+QUANT_MIN, QUANT_MAX = 0, 255
+WEIGHT_MAX = 127
+# A bias is stored in steps of input scale × weight scale; this bound keeps it inside int32 with a bit to spare.
+BIAS_MAX = 2**30
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Run calibration data through a Program with observers and replace each observer by `fake_quantize`.
+
+    - `data`: any iterable of items like the example inputs (a Tensor, a tuple or a dict); read once, streamed.
+    - `observer`: "minmax" (smallest to largest value) or "mse" (least squared error on a histogram of 2048 bins; a
+      batch enters with at most 65 536 elements a value, taken at a fixed stride).
+
+    Activations get a uint8 range per tensor (scale, zero point), one for each group; weights a symmetric int8 range
+    [-127, 127] per output channel. Both are buffers: GROUP_scale, GROUP_zero_point.
+
+    Raises DataError for data that is empty, does not fit, or holds NaN or infinity.
+    """
+
+    data: Iterable[Any] = field(repr=False)
+    observer: Observer = "mse"
+
+    def __post_init__(self) -> None:
+        if self.observer not in get_args(Observer):
+            raise PassError(f"There is no observer '{self.observer}'. Choose one of {', '.join(get_args(Observer))}.")
+
+    def __call__(self, program: Program) -> Program:
+        """Return the calibrated Program."""
+        if not any(node.target is observe for node in program.graph.nodes):
+            return Edit(program, by=self).finish()
+        program_to_run = program.eval()
+        observers: dict[str, RangeObserver] = {
+            str(argument(node, "name")): OBSERVERS[self.observer]() for node in _observed_values(program_to_run.graph)
+        }
+        observe_data(program_to_run, self.data, observers)
+        edit = Edit(program, by=self)
+        _quantize_values(edit, {group: found.range(QUANT_MAX - QUANT_MIN) for group, found in observers.items()})
+        _quantize_weights(edit)
+        return edit.finish()
+
+
+def _observed_values(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.target is observe and not is_constant(node.args[0])]
+
+
+def observe_data(program: Program, data: Iterable[Any], observers: Mapping[str, RangeObserver]) -> int:
+    """Run every item through a Program with observe nodes and let the observers see the values; returns how many.
+
+    Raises DataError, naming the item.
+    """
+    try:
+        items = iter(data)
+    except TypeError:
+        raise DataError(f"Calibration data must be an iterable of items, got {type(data).__name__}.") from None
+    if isinstance(data, (Tensor, Mapping)):
+        raise DataError(
+            f"Calibration data must be an iterable of items like the example inputs, got one {type(data).__name__}. "
+            "Put it into a list."
+        )
+    count = 0
+    for number, item in enumerate(items):
+        tensors = _tensors_of(program, number, item)
+        with torch.no_grad():
+            _ObservedRun(program.module, number, observers).run(*tensors)
+        count += 1
+    if count == 0:
+        raise DataError("The calibration data is empty: give at least one item (a one-shot iterator may be used up).")
+    return count
+
+
+def _tensors_of(program: Program, number: int, item: Any) -> tuple[Tensor, ...]:
+    try:
+        args, kwargs = call_of(item)
+        tensors = program.flatten(*args, **kwargs)
+    except (DataError, CaptureError) as error:
+        text = str(error).replace("example_inputs must be", "It must be")
+        raise DataError(f"Calibration item {number} does not fit the Program. {text}") from None
+    for spec, tensor in zip(program.inputs, tensors, strict=True):
+        if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
+            raise DataError(
+                f"Calibration item {number}: input '{spec.name}' holds NaN or infinity. Remove or repair that item."
+            )
+    return tensors
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+class _ObservedRun(fx.Interpreter):
+    """One run of a Program whose observe nodes feed observers; each value is dropped after its last use."""
+
+    def __init__(self, module: fx.GraphModule, item: int, observers: Mapping[str, RangeObserver]) -> None:
+        super().__init__(module, graph=module.graph)
+        self.item = item
+        self.observers = observers
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is not observe:
+            return super().run_node(n)
+        source, group = n.args
+        assert isinstance(source, fx.Node)
+        value = self.env[source]
+        if isinstance(group, str) and group in self.observers and value.numel() and not is_constant(source):
+            low, high = (float(end) for end in torch.aminmax(value))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise DataError(
+                    f"Calibration item {self.item} makes {where(source)} give NaN or infinity, though its inputs are "
+                    "finite. Keep such a node float or scale the inputs as in training."
+                )
+            self.observers[group].update(value, low, high)
+        return value
+
+
+def _quantize_values(edit: Edit, ranges: Mapping[str, tuple[float, float]]) -> None:
+    bounds: dict[str, list[Bounds]] = {group: [] for group in ranges}
+    nodes = _observed_values(edit.graph)
+    for node in nodes:
+        source, group = node.args
+        assert isinstance(source, fx.Node) and isinstance(group, str)
+        if (limits := clip_bounds(source)) is not None:
+            bounds[group].append(limits)
+    start = next(node for node in edit.graph.nodes if node.op != "placeholder")
+    parameters: dict[str, tuple[fx.Node, fx.Node]] = {}
+    for group, (low, high) in ranges.items():
+        finite = (low, high) if low <= high else (0.0, 0.0)  # a group that saw empty tensors only
+        scale, zero_point = affine_parameters(*finite, QUANT_MIN, QUANT_MAX)
+        scale = _absorbing_scale(scale, zero_point, bounds[group])
+        parameters[group] = (
+            edit.add_constant(f"{group}_scale", torch.tensor(scale, dtype=torch.float32), before=start),
+            edit.add_constant(f"{group}_zero_point", torch.tensor(zero_point, dtype=torch.uint8), before=start),
+        )
+    for node in nodes:
+        source, group = node.args
+        assert isinstance(source, fx.Node) and isinstance(group, str)
+        scale_node, zero_node = parameters[group]
+        fake = edit.call(
+            fake_quantize, source, scale_node, zero_node, None, QUANT_MIN, QUANT_MAX,
+            before=node, name=node.name.replace("_observed", "_fake"),
+        )  # fmt: skip
+        edit.replace(node, fake)
+
+
+def clip_is_redundant(scale: float, zero_point: int, bounds: Bounds, quant_min: int, quant_max: int) -> bool:
+    """Say whether saturation to the integer range does all that clipping to `bounds` before would do."""
+    low, high = (end / scale if math.isfinite(end) else end for end in bounds)
+    below = low == -math.inf or round(low) + zero_point <= quant_min
+    return below and (high == math.inf or round(high) + zero_point >= quant_max)
+
+
+def _absorbing_scale(scale: float, zero_point: int, bounds: Iterable[Bounds]) -> float:
+    """Shrink a scale by rounding errors, until clipping to any of the bounds is redundant."""
+    for limits in bounds:
+        for shrink in range(24):
+            candidate = float(torch.tensor(scale * (1 - 2.0 ** (shrink - 30)), dtype=torch.float32)) if shrink else scale
+            if clip_is_redundant(candidate, zero_point, limits, QUANT_MIN, QUANT_MAX):
+                scale = candidate
+                break
+    return scale
+
+
+def _quantize_weights(edit: Edit) -> None:
+    for node in list(edit.calls(observe)):
+        source = node.args[0]
+        weight = edit.constant(source)
+        if weight is None or not isinstance(source, fx.Node):
+            continue
+        scale = symmetric_scales(weight.detach(), _smallest_scales(edit, node, weight.shape[0]))
+        scale_node = edit.add_constant(f"{source.target}_scale", scale, before=node)
+        zeros = torch.zeros(scale.shape, dtype=torch.int8)
+        zero_node = edit.add_constant(f"{source.target}_zero_point", zeros, before=node)
+        fake = edit.call(
+            fake_quantize, source, scale_node, zero_node, 0, -WEIGHT_MAX, WEIGHT_MAX,
+            before=node, name=node.name.replace("_observed", "_fake"),
+        )  # fmt: skip
+        edit.replace(node, fake)
+
+
+def symmetric_scales(weight: Tensor, smallest: Tensor) -> Tensor:
+    """Return the scale of each output channel that maps its largest magnitude to 127, but no less than `smallest`."""
+    largest = weight.reshape(weight.shape[0], -1).abs().amax(1) if weight.numel() else torch.zeros(weight.shape[0])
+    return torch.maximum(largest.double() / WEIGHT_MAX, smallest).clamp(min=SMALLEST_STEP).to(torch.float32)
+
+
+def _smallest_scales(edit: Edit, observed: fx.Node, channels: int) -> Tensor:
+    """Return the weight scales below which the int32 bias of a convolution with this weight would overflow."""
+    smallest = torch.zeros(channels, dtype=torch.float64)
+    for user in observed.users:
+        rule = QUANTIZE_RULES.get(user.target)
+        source = user.args[0]
+        if rule is None or rule.role not in (Role.CONVOLUTION, Role.LINEAR) or not isinstance(source, fx.Node):
+            continue
+        bias = constant(edit.module, argument(user, "bias"))
+        scale = constant(edit.module, source.args[1]) if source.target is fake_quantize else None
+        if bias is not None and scale is not None:
+            smallest = torch.maximum(smallest, bias.detach().double().abs() / (float(scale) * BIAS_MAX))
+    return smallest

@@ -1,0 +1,1 @@
+"""Tests of fxopt/graph, one file a module."""
