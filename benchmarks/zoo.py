@@ -1,6 +1,6 @@
 """Compile whole model zoos and prove every file: `python -m benchmarks.zoo --suite torchvision --task float --json out.json`.
 
-Each model runs in a process of its own. The float task compares onnxruntime with the eager model at two batch sizes
+Models run in child processes, so that a crash or a leak costs one of them. The float task compares onnxruntime with the eager model at two batch sizes
 (and a second sequence length where there is one); the int8 task compares it with the converted Program.
 """
 
@@ -41,6 +41,7 @@ from fxopt.target import find_target
 
 SUITES = ("torchvision", "timm", "transformers", "rnn")
 BATCHES = (2, 3)
+MODELS_A_PROCESS = 12
 
 
 @dataclass
@@ -137,9 +138,8 @@ def _compare_with_eager(model: ZooModel, module: torch.nn.Module, program: Progr
                 raise FxoptError(f"output '{error.name}' differs from eager by {error.relative:.2g} of its range")
 
 
-def run_one(suite_name: str, name: str, task: str, results: Any) -> None:
-    """Run one model in this process and put its outcome into the queue."""
-    torch.set_num_threads(1)
+def run_named(suite_name: str, name: str, task: str) -> dict[str, Any]:
+    """Run one model in this process and return its outcome."""
     model = next(m for m in suite(suite_name) if m.name == name)  # type: ignore[arg-type]
     outcome = Outcome(model.name, model.family, suite_name, task)
     try:
@@ -149,47 +149,77 @@ def run_one(suite_name: str, name: str, task: str, results: Any) -> None:
     except Exception as error:
         outcome.reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"
     gc.collect()
-    results.put(asdict(outcome))
+    return asdict(outcome)
 
 
-def run_suite(suite_name: str, task: str, only: list[str], jobs: int, timeout: float) -> list[dict[str, Any]]:
-    """Run the models of a suite, `jobs` at a time, and return their outcomes in suite order."""
-    models = [m for m in suite(suite_name) if not only or any(word in (m.name, m.family) for word in only)]  # type: ignore[arg-type]
+def _work(suite_name: str, task: str, names: Any, results: Any) -> None:
+    """Run the models whose names come in, one after the other."""
+    torch.set_num_threads(1)
+    while (name := names.get()) is not None:
+        results.put(run_named(suite_name, name, task))
+
+
+class Worker:
+    """A child process and the model it is at."""
+
+    def __init__(self, suite_name: str, task: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.suite, self.task = suite_name, task
+        self.names, self.results = context.Queue(), context.Queue()
+        self.process = context.Process(target=_work, args=(suite_name, task, self.names, self.results), daemon=True)
+        self.process.start()
+        self.model: ZooModel | None = None
+        self.start, self.done = 0.0, 0
+
+    def give(self, model: ZooModel) -> None:
+        """Start a model."""
+        self.model, self.start = model, time.monotonic()
+        self.names.put(model.name)
+
+    def poll(self, timeout: float) -> dict[str, Any] | None:
+        """Return the outcome of the model if it is there, or what is to be said if the child died or takes too long."""
+        assert self.model is not None
+        try:
+            outcome: dict[str, Any] = self.results.get(timeout=0.2)
+        except queue.Empty:
+            late = time.monotonic() - self.start > timeout
+            if self.process.is_alive() and not late:
+                return None
+            lost = Outcome(self.model.name, self.model.family, self.suite, self.task, stage="timeout" if late else "crash")
+            lost.reason = f"after {timeout:.0f} s" if late else f"exit code {self.process.exitcode}"
+            self.done = MODELS_A_PROCESS
+            outcome = asdict(lost)
+        self.model, self.done = None, self.done + 1
+        return outcome
+
+    def stop(self) -> None:
+        """End the child."""
+        self.process.kill()
+        self.process.join()
+
+
+def run_suite(suite_name: str, task: str, only: list[str], jobs: int, timeout: float) -> Iterator[dict[str, Any]]:
+    """Run the models of a suite, `jobs` at a time, and yield their outcomes as they come."""
+    waiting = [m for m in suite(suite_name) if not only or any(word in (m.name, m.family) for word in only)]  # type: ignore[arg-type]
     if task == "int8":
-        models = [m for m in models if m.is_cnn]
-    context = multiprocessing.get_context("spawn")
-    waiting, running = list(models), {}  # type: ignore[var-annotated]
-    outcomes: dict[str, dict[str, Any]] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            model = waiting.pop(0)
-            results = context.Queue()
-            process = context.Process(target=run_one, args=(suite_name, model.name, task, results))
-            process.start()
-            running[model.name] = (process, results, time.monotonic(), model)
-        for name, (process, results, start, model) in list(running.items()):
-            outcome = _poll(process, results, start, timeout, Outcome(name, model.family, suite_name, task))
+        waiting = [m for m in waiting if m.is_cnn]
+    workers: list[Worker] = []
+    total, count = len(waiting), 0
+    while waiting or workers:
+        while waiting and len(workers) < jobs:
+            workers.append(Worker(suite_name, task))
+        for worker in list(workers):
+            if worker.model is None and waiting and worker.done < MODELS_A_PROCESS:
+                worker.give(waiting.pop(0))
+            elif worker.model is None:
+                worker.stop()
+                workers.remove(worker)
+                continue
+            outcome = worker.poll(timeout)
             if outcome is not None:
-                outcomes[name] = outcome
-                del running[name]
-                _print(outcome, len(outcomes), len(models))
-    return [outcomes[model.name] for model in models]
-
-
-def _poll(process: Any, results: Any, start: float, timeout: float, empty: Outcome) -> dict[str, Any] | None:
-    """Return a child's outcome if it is there, or what is to be said of one that died or took too long."""
-    try:
-        outcome: dict[str, Any] = results.get(timeout=0.2)
-    except queue.Empty:
-        if process.is_alive() and time.monotonic() - start < timeout:
-            return None
-        late = process.is_alive()
-        process.kill()
-        empty.stage = "timeout" if late else "crash"
-        empty.reason = f"after {timeout:.0f} s" if late else f"exit code {process.exitcode}"
-        return asdict(empty)
-    process.join()
-    return outcome
+                count += 1
+                _print(outcome, count, total)
+                yield outcome
 
 
 def _print(outcome: dict[str, Any], done: int, total: int) -> None:
@@ -209,14 +239,16 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds a model may take")
     parser.add_argument("--json", type=Path, help="where to write all outcomes")
     options = parser.parse_args()
-    outcomes = run_suite(options.suite, options.task, options.only, options.jobs, options.timeout)
+    outcomes: list[dict[str, Any]] = []
+    for outcome in run_suite(options.suite, options.task, options.only, options.jobs, options.timeout):
+        outcomes.append(outcome)
+        if options.json:
+            options.json.write_text(json.dumps(sorted(outcomes, key=lambda o: o["name"]), indent=1))
     good = sum(outcome["ok"] for outcome in outcomes)
     print(f"{good} of {len(outcomes)} ok")
     for outcome in outcomes:
         if not outcome["ok"]:
             print(f"  {outcome['name']}: {outcome['stage']}: {outcome['reason'].splitlines()[0][:300] if outcome['reason'] else ''}")
-    if options.json:
-        options.json.write_text(json.dumps(outcomes, indent=1, allow_nan=True))
     return 0 if good == len(outcomes) else 1
 
 

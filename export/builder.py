@@ -53,6 +53,7 @@ class OnnxGraph:
         self.values: dict[fx.Node, Value] = {}
         self.domains: set[str] = set()
         self.delegated: dict[str, list[str]] = {}
+        self.translations: dict[Any, onnx.ModelProto] = {}  # what torch.onnx made of a delegated call
         self.emit_symbolic: Callable[[fx.Node], Value]
         self._constants: dict[Any, str] = {}
         self._tensors: dict[Any, str] = {}

@@ -77,7 +77,8 @@ def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
     unfused: dict[str, str] = {}
     for name in claimed:
         found = find_kernel(name, by_name, makers)
-        if found is not None and (found.op_type in INTEGER_KERNELS or _moves_integers(found, makers, graph)):
+        moves = found is not None and claimed[name] == "data" and _moves_integers(found, makers)
+        if found is not None and (found.op_type in INTEGER_KERNELS or moves):
             integer[name] = found.op_type
         elif found is not None:
             unfused[name] = found.op_type
@@ -105,8 +106,6 @@ def find_kernel(
     return makers.get(name)
 
 
-def _moves_integers(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], graph: onnx.GraphProto) -> bool:
-    """Say whether a data-moving node (MaxPool, Reshape, ...) works on 8-bit values: it reads from or feeds one."""
-    types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
-    eight_bit = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
-    return any(types.get(name) in eight_bit for name in (*node.input, *node.output))
+def _moves_integers(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Say whether a data-moving node (MaxPool, Reshape, ...) works on 8-bit values: nothing is dequantized for it."""
+    return not any(name in makers and makers[name].op_type == "DequantizeLinear" for name in node.input)

@@ -11,9 +11,10 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import inliner, numpy_helper
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 from fxopt.errors import UnsupportedOpError, where
 from fxopt.export.builder import CONTRIB, ONNX_TYPE, OnnxGraph, Value
@@ -35,11 +36,16 @@ def delegate(g: OnnxGraph, node: fx.Node) -> Value:
             f"{where(node)} draws random numbers, which no runtime repeats as torch draws them. "
             "Draw them outside of the model and pass them as an input, or store them in a buffer."
         )
+    if any(isinstance(value, Tensor) and value.dtype.is_complex for value in pytree.tree_leaves(node.meta["val"])):
+        raise UnsupportedOpError(f"{where(node)} makes complex numbers, which ONNX runtimes do not have. {CURE}")
     g.delegated.setdefault(str(node.target), []).append(node.name)
     if not node.all_input_nodes:
         return _evaluated(g, node)
     call = _SingleCall(node)
-    return _inline(g, node, _export(node, call, g.opset), call.input_values(g))
+    key = call.signature()
+    if key not in g.translations:
+        g.translations[key] = _export(node, call, g.opset)
+    return _inline(g, node, g.translations[key], call.input_values(g))
 
 
 def delegate_one(g: OnnxGraph) -> str:
@@ -80,13 +86,23 @@ class _SingleCall(nn.Module):
         result = self.call.target(*args, **kwargs)
         return tuple(result) if isinstance(result, (tuple, list)) else result
 
+    def signature(self) -> str:
+        """Describe the call so that two with the same description have the same translation."""
+        numbers = {node: number for number, node in enumerate(self.inputs)}
+
+        def describe(node: fx.Node) -> str:
+            fake = node.meta["val"]
+            return f"#{numbers[node]} {fake.dtype} {tuple(fake.shape)}" if isinstance(fake, Tensor) else f"#{fake}"
+
+        return str((self.call.target, *fx.map_arg((self.call.args, self.call.kwargs), describe)))
+
     def examples(self) -> tuple[Tensor, ...]:
         """Make an input of the right shape and dtype for each, with the sizes seen at capture."""
         return tuple(_example(self.call, node) for node in self.inputs)
 
-    def dynamic_shapes(self) -> list[dict[int, Any]]:
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
         """List, for each input, its dynamic dimensions."""
-        return [{dim: Dim.AUTO for dim in dims} for dims in self.dynamic_dims()]
+        return tuple(dict.fromkeys(dims, Dim.AUTO) for dims in self.dynamic_dims())
 
     def dynamic_dims(self) -> list[list[int]]:
         """List the dimensions of each input that are no plain ints."""
@@ -138,15 +154,23 @@ def _export(node: fx.Node, call: _SingleCall, opset: int) -> onnx.ModelProto:
                 verbose=False,
                 optimize=True,
             )
-        assert program is not None
-        model = onnx.inliner.inline_local_functions(program.model_proto)
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UnsupportedOpError(
-            f"{where(node)} has no rule, and torch.onnx cannot translate it either: {reason.strip()}. {CURE}"
+            f"{where(node)} has no rule, and torch.onnx cannot translate it either: {_reason(error)} {CURE}"
         ) from error
+    assert program is not None
+    model = inliner.inline_local_functions(program.model_proto)
     _check(node, call, model, opset)
     return model
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error below all those that only pass it on."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if text.endswith(".") else f"{text}."
 
 
 def _check(node: fx.Node, call: _SingleCall, model: onnx.ModelProto, opset: int) -> None:

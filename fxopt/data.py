@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import operator
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tu
     """
     source = load_data(data, program) if isinstance(data, (str, Path)) else data
     if isinstance(source, Tensor):
-        raise DataError("Calibration data is one Tensor; give a list of inputs, for example [x[i:i+8] for i in range(0, len(x), 8)].")
+        raise DataError("Calibration data is one Tensor; give a list of inputs, for example list(x.split(8)).")
     try:
         items = iter(source)
     except TypeError:
@@ -65,7 +66,7 @@ class CalibrationData:
             object.__setattr__(self, "source", list(self.source))
 
     def __iter__(self) -> Iterator[dict[str, Any] | tuple[Any, ...]]:
-        count = len(self.source) if isinstance(self.source, Sized) and not isinstance(self.source, str) else None
+        count = None if isinstance(self.source, (str, Path)) else operator.length_hint(self.source) or None
         for number, tensors in enumerate(calibration_inputs(self.source, self.program), start=1):
             self.on_item(number, count)
             yield _item_of(iter(tensors), self.program)
@@ -78,7 +79,7 @@ def _checked(item: Any, program: Program, index: int) -> tuple[Tensor, ...]:
         raise DataError(f"Calibration item {index}: {error}") from None
     for spec, tensor in zip(program.inputs, tensors, strict=True):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DataError(f"Calibration item {index}: input '{spec.name}' holds NaN or infinite values; clean the data.")
+            raise DataError(f"Calibration item {index}: input '{spec.name}' holds NaN or infinity; clean the data.")
     return tensors
 
 
@@ -87,7 +88,7 @@ def item_inputs(item: Any, program: Program) -> tuple[Tensor, ...]:
     if isinstance(item, Mapping):
         return program.flatten(**item)
     if isinstance(item, (tuple, list)):
-        wanted = program.in_spec.num_children and (program.in_spec.child(0).num_children + program.in_spec.child(1).num_children)
+        wanted = sum(part.num_children for part in program.in_spec.children())
         return program.flatten(*item[: max(wanted, 1)])
     return program.flatten(item)
 
@@ -138,13 +139,12 @@ def _item_of(tensors: Iterator[Tensor], program: Program) -> dict[str, Any] | tu
     return {**dict(zip(program.parameters_of_call, args, strict=False)), **kwargs} if kwargs else tuple(args)
 
 
-def _load_arrays(path: Path, names: list[str]) -> list[np.ndarray]:  # type: ignore[type-arg]
+def _load_arrays(path: Path, names: list[str]) -> list[np.ndarray]:
     loaded = _read_arrays(path)
     if isinstance(loaded, np.ndarray):
         if len(names) != 1:
-            raise DataError(
-                f"{path} holds one array, but the model has the inputs {', '.join(names)}; use an .npz file with these names."
-            )
+            wanted = ", ".join(names)
+            raise DataError(f"{path} holds one array, but the inputs are {wanted}; use an .npz file with these names.")
         return [loaded]
     if len(names) == 1 and len(loaded) == 1:
         return list(loaded.values())
@@ -154,7 +154,7 @@ def _load_arrays(path: Path, names: list[str]) -> list[np.ndarray]:  # type: ign
     return [loaded[name] for name in names]
 
 
-def _read_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _read_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"There is no calibration file {path}.")
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich import box
@@ -59,10 +60,13 @@ def show_error(message: str, title: str = "error") -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Give a function that is called as each stage starts; a terminal shows the stage and the seconds, on stderr."""
+    """Give a function that is called as each stage starts; a terminal shows the stage and the seconds, on stderr.
+
+    Meanwhile what the user's own code prints goes to stderr too, so that stdout holds the result alone.
+    """
     console = Console(stderr=True, highlight=False)
     start, stage = time.perf_counter(), ""
-    with console.status("") as status:
+    with console.status("starting ...") as status, redirect_stdout(sys.stderr):
 
         def begin(text: str) -> None:
             nonlocal start, stage

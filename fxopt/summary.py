@@ -46,7 +46,8 @@ def summary_rows(report: Report) -> list[Row]:
         change = "" if baseline is None else ratio(baseline, seconds, "faster", "slower")
         rows.append(Row(threads, "" if baseline is None else seconds_text(baseline), seconds_text(seconds), change))
     if before.metric is not None and after.metric is not None:
-        change = f"{after.metric - before.metric:+.4g}" if is_compressed(report) else ""
+        difference = after.metric - before.metric
+        change = f"{difference:+.4g}" if difference else "no change"
         rows.append(Row("metric", f"{before.metric:.4g}", f"{after.metric:.4g}", change))
     return rows if is_compressed(report) else [replace(row, baseline="", change="") for row in rows]
 
@@ -119,8 +120,8 @@ def shortened(names: list[str] | tuple[str, ...]) -> str:
 
 
 def ratio(before: float, after: float, smaller: str, larger: str) -> str:
-    """Say how many times smaller or larger something became; empty if it is the same to half a percent."""
-    if not before or not after or abs(before / after - 1) < 0.005:
+    """Say how many times smaller or larger something became; empty if it is the same to about a percent."""
+    if not before or not after or abs(before / after - 1) < 0.015:
         return ""
     return f"{before / after:.2f}x {smaller}" if before > after else f"{after / before:.2f}x {larger}"
 

@@ -21,6 +21,7 @@ aten = torch.ops.aten
 CHAIN_OPS: frozenset[Callable[..., Any]] = frozenset({
     aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.sigmoid.default, aten.leaky_relu.default,
     aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.avg_pool2d.default,
+    aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default,
 })  # fmt: skip
 
 
@@ -31,8 +32,9 @@ class ConvolutionKernels:
     - `input_multiple`, `output_multiple`: what the channels of an ungrouped convolution must be multiples of.
     - `input_minimum`, `output_minimum`: the fewest channels of an ungrouped convolution.
     - `pad_input`: {input channels: channels to pad to with zeros}, for a convolution that reads a float value.
-    - `group_width`: the fewest input channels a group of a grouped convolution.
-    - `depthwise_multiple`: what the channels of a depthwise convolution must be a multiple of; inside a chain only.
+    - `group_width`: the fewest input channels a group of a grouped convolution; `chain_group_width`: the fewest inside
+      a chain of integer ops, where a somewhat slower kernel costs less than the conversions around a float one.
+    - `depthwise_multiple`: what the channels of a depthwise convolution must be a multiple of, inside a chain only.
     """
 
     input_multiple: int = 4
@@ -41,7 +43,8 @@ class ConvolutionKernels:
     output_minimum: int = 16
     pad_input: Mapping[int, int] = field(default_factory=dict)
     group_width: int = 32
-    depthwise_multiple: int = 16
+    chain_group_width: int = 8
+    depthwise_multiple: int = 4
 
 
 @dataclass(frozen=True)

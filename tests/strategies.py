@@ -96,7 +96,7 @@ def _shuffle(x: Tensor, choice: int) -> Tensor:
         return x.flatten(2).reshape(x.shape).contiguous()
     if choice % 3 == 1:
         return x.transpose(1, -1).contiguous().transpose(-1, 1)
-    return x.view(x.shape[0], -1).view(x.shape)[:, :]
+    return x.contiguous().view(x.shape[0], -1).view(x.shape)[:, :]
 
 
 def _no_op(x: Tensor, choice: int) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxopt.data import calibration_inputs, import_attribute
+from fxopt.data import CalibrationData, calibration_inputs, import_attribute
 from fxopt.errors import DataError, FxoptError, ModelError
 from fxopt.graph.capture import capture
 from fxopt.graph.program import Program
 
-IMAGES = torch.arange(20 * 3, dtype=torch.float32).reshape(20, 3) / 60
+IMAGES: Any = torch.arange(20 * 3, dtype=torch.float32).reshape(20, 3) / 60
 
 
 class Weighted(nn.Module):
@@ -94,6 +94,25 @@ def test_arrays_are_cut_to_a_fixed_batch(tmp_path: Path) -> None:
     assert torch.equal(torch.cat(items), IMAGES[:16])
 
 
+def test_calibration_data_is_read_again_and_again(two_inputs: Program) -> None:
+    seen: list[tuple[int, int | None]] = []
+    generator = ((x, torch.ones(len(x), dtype=torch.int64), "a label") for x in IMAGES.split(8))
+    data = CalibrationData(generator, two_inputs, lambda number, count: seen.append((number, count)))
+    first: list[Any] = list(data)
+    second: list[Any] = list(data)
+    assert seen == [(1, 3), (2, 3), (3, 3)] * 2
+    assert torch.equal(torch.cat([item[0] for item in first]), IMAGES)
+    assert torch.equal(torch.cat([item[0] for item in second]), IMAGES)
+    assert {len(item) for item in first} == {2}
+
+
+def test_calibration_data_has_the_structure_of_the_call(tmp_path: Path) -> None:
+    program = capture(Weighted(), {"x": torch.ones(4, 3), "index": torch.ones(4, dtype=torch.int64)}, dynamic="batch")
+    np.savez(tmp_path / "data.npz", x=IMAGES.numpy(), index=np.arange(20))
+    items: list[Any] = list(CalibrationData(tmp_path / "data.npz", program))
+    assert [program(**item).shape for item in items] == [(16, 3), (4, 3)]
+
+
 def test_data_streams(program: Program) -> None:
     taken = []
 
@@ -119,7 +138,7 @@ def test_data_streams(program: Program) -> None:
         ([IMAGES.double()], "item 0: .*dtype is float64"),
         ([{"pixels": IMAGES}], "item 0: .*structure"),
         ([IMAGES, IMAGES * float("nan")], "item 1: input 'input' holds NaN"),
-        ([IMAGES / 0], "item 0: input 'input' holds NaN or infinite"),
+        ([IMAGES / 0], "item 0: input 'input' holds NaN or infinity"),
         ([None], "item 0"),
         (["text"], "item 0"),
         ("images.txt", "Cannot read calibration data"),
@@ -179,7 +198,7 @@ def test_a_function_that_fails_is_named(program: Program, tmp_path: Path) -> Non
 
 
 def test_an_attribute_that_does_not_exist() -> None:
-    with pytest.raises(ModelError, match="fxopt.demo has no 'model_demo'"):
+    with pytest.raises(ModelError, match=r"fxopt\.demo has no 'model_demo'"):
         import_attribute("fxopt.demo:model_demo")
     with pytest.raises(ModelError, match="not of the form"):
         import_attribute("demo_model")

@@ -251,4 +251,4 @@ def _inputs(row: Row, batch: int, other: bool) -> Inputs:
 
 
 def _build(row: Row) -> nn.Module:
-    return calibrate_batch_norm(seeded(row.make), [row.inputs(8, other) for other in (False, True)])
+    return calibrate_batch_norm(seeded(row.make), row.inputs(32, True), row.inputs(8, False))

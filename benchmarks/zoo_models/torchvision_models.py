@@ -30,7 +30,7 @@ SHORTENED: Mapping[str, Mapping[str, int]] = {
     "efficientnet_v2_l": {"features.5": 8, "features.6": 10},
     "regnet_x_32gf": {"trunk_output.block3": 4},
     "regnet_y_32gf": {"trunk_output.block3": 4},
-    "regnet_y_128gf": {"trunk_output.block2": 2, "trunk_output.block3": 2},
+    "regnet_y_128gf": {"trunk_output.block2": 2, "trunk_output.block3": 1},
     "vit_h_14": {"encoder.layers": 4},
     "vit_l_16": {"encoder.layers": 6},
     "vit_l_32": {"encoder.layers": 6},

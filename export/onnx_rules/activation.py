@@ -33,6 +33,10 @@ def _bound(g: OnnxGraph, bound: Any) -> str | None:
     return g.cast(bound, g.dtype())
 
 
+def _number(g: OnnxGraph, value: float) -> str:
+    return g.constant(value, g.dtype())
+
+
 def relu(g: OnnxGraph, self: fx.Node) -> str:
     """aten::relu(Tensor self) -> Tensor"""
     return g.op("Relu", self)
@@ -102,14 +106,13 @@ def gelu(g: OnnxGraph, self: fx.Node, approximate: str) -> str:
     """aten::gelu(Tensor self, *, str approximate="none") -> Tensor"""
     if g.opset >= GELU_OPSET:
         return g.op("Gelu", self, approximate=approximate)
-    number = lambda value: g.constant(value, g.dtype())  # noqa: E731
     if approximate == "tanh":
         cube = g.op("Mul", g.op("Mul", self, self), self)
-        inner = g.op("Add", self, g.op("Mul", cube, number(0.044715)))
-        gate = g.op("Tanh", g.op("Mul", inner, number(math.sqrt(2 / math.pi))))
+        inner = g.op("Add", self, g.op("Mul", cube, _number(g, 0.044715)))
+        gate = g.op("Tanh", g.op("Mul", inner, _number(g, math.sqrt(2 / math.pi))))
     else:
-        gate = g.op("Erf", g.op("Div", self, number(math.sqrt(2))))
-    return g.op("Mul", g.op("Mul", self, g.op("Add", gate, number(1.0))), number(0.5))
+        gate = g.op("Erf", g.op("Div", self, _number(g, math.sqrt(2))))
+    return g.op("Mul", g.op("Mul", self, g.op("Add", gate, _number(g, 1.0))), _number(g, 0.5))
 
 
 def mish(g: OnnxGraph, self: fx.Node) -> str:

@@ -1,4 +1,4 @@
-"""Adaptive pooling: the output size is given, and window i of `count` covers floor(i n / count) to ceil((i + 1) n / count).
+"""Adaptive pooling: the number of windows is given, and window i covers floor(i n / count) to ceil((i + 1) n / count).
 
 Dimensions are pooled one by one; each takes the cheapest form that its sizes allow.
 """
@@ -12,7 +12,8 @@ from torch import Tensor, fx
 
 from fxopt.errors import ExportError, where
 from fxopt.export.builder import OnnxGraph, Rule, Value
-from fxopt.export.onnx_rules.spatial import batched, spatial_rank, spatial_sizes
+from fxopt.export.delegate import delegate
+from fxopt.export.onnx_rules.spatial import batched, multiply_along, spatial_rank, spatial_sizes
 
 aten = torch.ops.aten
 
@@ -21,10 +22,11 @@ def _window_bounds(size: int, count: int) -> list[tuple[int, int]]:
     return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
 
 
-def _steps(g: OnnxGraph, self: fx.Node, output_size: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Return the spatial sizes before and after; a size that stays is returned as the same int or symbol."""
+def _steps(g: OnnxGraph, self: fx.Node) -> tuple[list[Any], list[Any]]:
+    """Return the spatial sizes before and after, ints or symbolic."""
     spatial = spatial_rank(g)
-    return spatial_sizes(g, self, spatial), list(g.val(g.node)[0].shape if isinstance(g.val(), tuple) else g.val().shape)[-spatial:]
+    result = g.val()[0] if isinstance(g.val(), tuple) else g.val()
+    return spatial_sizes(g, self, spatial), list(result.shape[-spatial:])
 
 
 def _divides(size: Any, count: Any) -> bool:
@@ -42,7 +44,7 @@ def adaptive_avg_pool(g: OnnxGraph, self: fx.Node, output_size: list[Any]) -> st
     aten::_adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor
     aten::_adaptive_avg_pool3d(Tensor self, SymInt[3] output_size) -> Tensor
     """
-    sizes, counts = _steps(g, self, output_size)
+    sizes, counts = _steps(g, self)
 
     def emit(x: str) -> str:
         if all(count == 1 for count in counts):
@@ -62,12 +64,12 @@ def _average(g: OnnxGraph, x: str, dim: int, size: Any, count: int, rank: int) -
     """Average over windows that overlap or differ in size, along one dimension."""
     if count == 1:
         return g.op("ReduceMean", x, [dim], keepdims=1)
-    matrix = g.constant(_averaging_matrix(size, count), g.dtype()) if isinstance(size, int) else _dynamic_matrix(g, x, dim, count)
-    if dim == -1:
-        return g.op("MatMul", x, matrix)
-    order = list(range(rank))
-    order[dim], order[-1] = order[-1], order[dim]
-    return g.op("Transpose", g.op("MatMul", g.op("Transpose", x, perm=order), matrix), perm=order)
+    matrix = (
+        g.constant(_averaging_matrix(size, count), g.dtype())
+        if isinstance(size, int)
+        else _dynamic_matrix(g, x, dim, count)
+    )
+    return multiply_along(g, x, dim, matrix, rank)
 
 
 def _averaging_matrix(size: int, count: int) -> Tensor:
@@ -94,8 +96,8 @@ def adaptive_max_pool(g: OnnxGraph, self: fx.Node, output_size: list[int]) -> Va
     aten::adaptive_max_pool3d(Tensor self, int[3] output_size) -> (Tensor, Tensor)
     """
     if any(user.args[1:] == (1,) for user in g.node.users):
-        raise ExportError(f"The indices of {where(g.node)} are not supported; use only its values.")
-    sizes, counts = _steps(g, self, output_size)
+        return delegate(g, g.node)
+    sizes, counts = _steps(g, self)
 
     def emit(x: str) -> str:
         if all(count == 1 for count in counts):

@@ -36,7 +36,9 @@ def conv(
     strides = repeat(stride, len(kernel))
 
     def emit(x: str) -> str:
-        return g.op("Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, dilations=dilations, group=groups)
+        return g.op(
+            "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, dilations=dilations, group=groups
+        )
 
     return batched(g, input, len(kernel), emit)
 
@@ -67,15 +69,25 @@ def conv_transpose(
     aten::conv_transpose3d.input(Tensor input, Tensor weight, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], SymInt[3] padding=[0, 0, 0], SymInt[3] output_padding=[0, 0, 0], SymInt groups=1, SymInt[3] dilation=[1, 1, 1]) -> Tensor
     """  # noqa: E501
     kernel = [int(size) for size in g.val(weight).shape[2:]]
-    attributes = {
+    strides, pads = repeat(stride, len(kernel)), repeat(padding, len(kernel))
+    # Output padding is a smaller padding at the end. Where that becomes negative, the input gets zeros at its end.
+    ends = [pad - more for pad, more in zip(pads, repeat(output_padding, len(kernel)), strict=True)]
+    zeros = [max(0, -(end // step)) for end, step in zip(ends, strides, strict=True)]
+    ends = [end + zero * step for end, zero, step in zip(ends, zeros, strides, strict=True)]
+    attributes: dict[str, Any] = {
         "kernel_shape": kernel,
-        "strides": repeat(stride, len(kernel)),
-        "pads": repeat(padding, len(kernel)) * 2,
-        "output_padding": repeat(output_padding, len(kernel)),
+        "strides": strides,
+        "pads": [*pads, *ends],
         "dilations": repeat(dilation, len(kernel)),
         "group": groups,
     }
-    return batched(g, input, len(kernel), lambda x: g.op("ConvTranspose", x, weight, bias, **attributes))
+
+    def emit(x: str) -> str:
+        if any(zeros):
+            x = g.op("Pad", x, [0] * (4 + len(kernel)) + zeros, g.constant(0, g.dtype()))
+        return g.op("ConvTranspose", x, weight, bias, **attributes)
+
+    return batched(g, input, len(kernel), emit)
 
 
 def convolution(

@@ -23,14 +23,12 @@ SIZED: dict[Any, int] = {
     aten.zeros.default: 0,
     aten.ones.default: 1,
     aten.empty.memory_format: 0,
-    aten.empty_strided.default: 0,
 }
 # (self, size, ...)
 NEW: dict[Any, int] = {
     aten.new_zeros.default: 0,
     aten.new_ones.default: 1,
     aten.new_empty.default: 0,
-    aten.new_empty_strided.default: 0,
 }
 # (self, ...)
 LIKE: dict[Any, int] = {aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.empty_like.default: 0}
@@ -120,16 +118,13 @@ def sequence(g: OnnxGraph, start: Any, end: Any, step: Any) -> str:
     return g.cast(g.op("Range", *[operand(g, bound, inner) for bound in bounds]), g.dtype(), inner)
 
 
-def linspace(g: OnnxGraph, start: Any, end: Any, steps: Any, *options: Any) -> str:
+def linspace(g: OnnxGraph, start: Any, end: Any, steps: int, *options: Any) -> str:
     """aten::linspace(Scalar start, Scalar end, int steps, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""  # noqa: E501
     dtype = g.dtype()
-    if not any(isinstance(bound, fx.Node) for bound in (start, end, steps)):
+    if not isinstance(start, fx.Node) and not isinstance(end, fx.Node):
         return g.constant(torch.linspace(start, end, steps, dtype=dtype))
-    count = operand(g, steps, torch.int64)
-    places = g.cast(g.op("Range", g.constant(0), count, g.constant(1)), dtype, torch.int64)
-    last = g.op("Max", g.op("Sub", count, g.constant(1)), g.constant(1))
-    step = compute(g, "Div", compute(g, "Sub", end, start), g.cast(last, dtype, torch.int64))
-    return compute(g, "Add", start, compute(g, "Mul", places, step))
+    along = g.constant(torch.linspace(0, 1, steps, dtype=dtype))
+    return compute(g, "Add", start, compute(g, "Mul", along, compute(g, "Sub", end, start)))
 
 
 def eye(g: OnnxGraph, n: Any, *options: Any) -> str:

@@ -224,7 +224,7 @@ def div_mode(g: OnnxGraph, self: fx.Node, other: Any, rounding_mode: str | None)
     return truncated(g, quotient) if rounding_mode == "trunc" and is_float else quotient
 
 
-def floor_divide(g: OnnxGraph, self: fx.Node, other: Any) -> str:
+def floor_divide(g: OnnxGraph, self: Any, other: Any) -> str:
     """aten::floor_divide(Tensor self, Tensor other) -> Tensor
     aten::floor_divide.Scalar(Tensor self, Scalar other) -> Tensor
     """

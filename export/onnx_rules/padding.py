@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxopt.export.builder import OnnxGraph, Rule
-from fxopt.export.onnx_rules.spatial import batched, is_static, repeat, spatial_sizes
+from fxopt.export.onnx_rules.spatial import batched, is_static, repeat
 
 aten = torch.ops.aten
 
@@ -71,27 +71,19 @@ def im2col(
     g: OnnxGraph, self: fx.Node, kernel_size: list[int], dilation: list[int], padding: list[int], stride: list[int]
 ) -> str:
     """aten::im2col(Tensor self, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor"""
-    kernel, pads = repeat(kernel_size, 2), repeat(padding, 2)
-    dilations, strides = repeat(dilation, 2), repeat(stride, 2)
-    sizes, channels = spatial_sizes(g, self, 2), g.val(self).shape[-3]
-    columns = channels * kernel[0] * kernel[1]
-    if not is_static(sizes):
-        # A convolution with one-hot kernels picks the elements whatever the image size.
-        one_hot = torch.eye(kernel[0] * kernel[1]).reshape(-1, 1, *kernel).repeat(channels, 1, 1, 1)
-        geometry = {"strides": strides, "pads": pads * 2, "dilations": dilations, "group": channels}
-        weight = g.constant(one_hot, g.dtype())
-        return batched(g, self, 2, lambda x: g.op("Reshape", g.op("Conv", x, weight, **geometry), [0, columns, -1]))
-    indices = [
-        torch.arange(k)[:, None] * d + torch.arange(0, size + 2 * p - d * (k - 1), s)
-        for size, k, d, p, s in zip(sizes, kernel, dilations, pads, strides, strict=True)
-    ]
+    kernel, channels = repeat(kernel_size, 2), int(g.val(self).shape[-3])
+    area = kernel[0] * kernel[1]
+    # A convolution with one-hot kernels: onnxruntime runs it faster than any gathering or slicing of the image.
+    one_hot = torch.eye(area).reshape(area, 1, *kernel).repeat(channels, 1, 1, 1)
+    geometry: dict[str, Any] = {
+        "strides": repeat(stride, 2),
+        "pads": repeat(padding, 2) * 2,
+        "dilations": repeat(dilation, 2),
+        "group": channels,
+    }
 
     def emit(x: str) -> str:
-        if any(pads):
-            x = g.op("Pad", x, [0, 0, *pads, 0, 0, *pads], g.constant(0, g.dtype()))
-        rows = g.op("Gather", x, g.constant(indices[0]), axis=2)  # (batch, channels, kernel, places, width)
-        windows = g.op("Gather", rows, g.constant(indices[1]), axis=4)
-        return g.op("Reshape", g.op("Transpose", windows, perm=[0, 1, 2, 4, 3, 5]), [0, columns, -1])
+        return g.op("Reshape", g.op("Conv", x, g.constant(one_hot, g.dtype()), **geometry), [0, channels * area, -1])
 
     return batched(g, self, 2, emit)
 
@@ -107,27 +99,8 @@ def col2im(
 ) -> str:
     """aten::col2im(Tensor self, SymInt[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor"""  # noqa: E501
     kernel, image = repeat(kernel_size, 2), g.sizes(output_size)
-    geometry = {"dilations": repeat(dilation, 2), "pads": repeat(padding, 2) * 2, "strides": repeat(stride, 2)}
+    geometry: dict[str, Any] = {"dilations": repeat(dilation, 2), "pads": repeat(padding, 2) * 2, "strides": repeat(stride, 2)}
     return batched(g, self, 1, lambda x: g.op("Col2Im", x, image, kernel, **geometry))
-
-
-def unfold(g: OnnxGraph, self: fx.Node, dimension: int, size: int, step: int) -> str:
-    """aten::unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)"""
-    rank = g.rank(self)
-    if rank == 0:
-        return g.op("Unsqueeze", self, [0])
-    dim = dimension % rank
-    length = g.val(self).shape[dim]
-    if isinstance(length, int):
-        indices = g.constant(torch.arange(0, length - size + 1, step)[:, None] + torch.arange(size))
-    else:
-        known = g.op("Squeeze", g.op("Shape", self, start=dim, end=dim + 1), [0])
-        starts = g.op("Range", g.constant(0), g.op("Sub", known, g.constant(size - 1)), g.constant(step))
-        indices = g.op("Add", g.op("Unsqueeze", starts, [1]), torch.arange(size))
-    windows = g.op("Gather", self, indices, axis=dim)
-    if dim == rank - 1:
-        return windows
-    return g.op("Transpose", windows, perm=[*range(dim + 1), *range(dim + 2, rank + 1), dim + 1])
 
 
 RULES: dict[Any, Rule] = {
@@ -141,5 +114,4 @@ RULES: dict[Any, Rule] = {
     aten.replication_pad3d.default: replication_pad,
     aten.im2col.default: im2col,
     aten.col2im.default: col2im,
-    aten.unfold.default: unfold,
 }

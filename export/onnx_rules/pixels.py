@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import fx
 
 from fxopt.errors import ExportError, where
 from fxopt.export.builder import OnnxGraph, Rule
+from fxopt.export.delegate import delegate_one
 from fxopt.export.onnx_rules.spatial import batched
 
 aten = torch.ops.aten
@@ -40,9 +42,9 @@ def pixel_unshuffle(g: OnnxGraph, self: fx.Node, downscale_factor: int) -> str:
     return _on_images(g, self, emit)
 
 
-def _on_images(g: OnnxGraph, self: fx.Node, emit: Any) -> str:
+def _on_images(g: OnnxGraph, self: fx.Node, emit: Callable[[str], str]) -> str:
     if g.rank(self) not in (3, 4):
-        raise ExportError(f"{where(g.node)} has {g.rank(self)} dimensions; reshape it to (batch, channels, height, width).")
+        return delegate_one(g)
     return batched(g, self, 2, emit)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -93,7 +93,22 @@ def max_pool(
     aten::max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) -> Tensor
     """  # noqa: E501
     window = _window(g, self, kernel_size, stride, padding, dilation, ceil_mode)
-    return batched(g, self, len(window.kernel), lambda x: g.op("MaxPool", x, **window.attributes()))
+
+    def emit(x: str) -> str:
+        ends = window.attributes()["pads"][len(window.kernel) :]
+        if all(end < k for end, k in zip(ends, window.kernel, strict=True)):
+            return g.op("MaxPool", x, **window.attributes())
+        # onnxruntime refuses so much padding, which only dilated windows need.
+        padded = g.op("Pad", x, [0, 0, *window.pads, 0, 0, *ends], _lowest(g))
+        none = [0] * len(window.kernel)
+        return g.op("MaxPool", padded, **replace(window, pads=none, extra=none).attributes())
+
+    return batched(g, self, len(window.kernel), emit)
+
+
+def _lowest(g: OnnxGraph) -> str:
+    dtype = g.dtype()
+    return g.constant(-inf if dtype.is_floating_point else torch.iinfo(dtype).min, dtype)
 
 
 def max_pool_with_indices(
@@ -162,7 +177,9 @@ def avg_pool(
             padded = g.op("Pad", x, pads, g.constant(0, g.dtype()))
             inner = replace(window, pads=[0] * len(window.pads))
             return g.op("AveragePool", padded, count_include_pad=0, **inner.attributes())
-        return g.op("AveragePool", x, count_include_pad=int(count_include_pad and any(window.pads)), **window.attributes())
+        return g.op(
+            "AveragePool", x, count_include_pad=int(count_include_pad and any(window.pads)), **window.attributes()
+        )
 
     return batched(g, self, len(window.kernel), emit)
 

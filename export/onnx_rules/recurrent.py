@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.errors import ExportError, where
 from fxopt.export.builder import OnnxGraph, Rule, Value
+from fxopt.export.delegate import delegate
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ def lstm(
 ) -> Value:
     """aten::lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)"""  # noqa: E501
     if str(g.val(hx[0]).shape[-1]) != str(g.val(hx[1]).shape[-1]):
-        raise ExportError(f"{where(g.node)} projects its hidden state (proj_size), which ONNX's LSTM does not; use proj_size=0.")
+        return delegate(g, g.node)  # proj_size: the hidden state is projected, which ONNX's LSTM cannot
     return _layers(g, LSTM, input, hx, params, has_biases, num_layers, bidirectional, batch_first)
 
 
@@ -119,23 +119,23 @@ def lstm_cell(
 
 def gru_cell(
     g: OnnxGraph, input: fx.Node, hx: fx.Node, w_ih: fx.Node, w_hh: fx.Node, b_ih: fx.Node | None, b_hh: fx.Node | None
-) -> str:
-    """aten::gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""
-    return _step(g, GRU, input, [hx], w_ih, w_hh, b_ih, b_hh)[0]
+) -> Value:
+    """aten::gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
+    return _step(g, GRU, input, [hx], w_ih, w_hh, b_ih, b_hh)
 
 
 def rnn_tanh_cell(
     g: OnnxGraph, input: fx.Node, hx: fx.Node, w_ih: fx.Node, w_hh: fx.Node, b_ih: fx.Node | None, b_hh: fx.Node | None
-) -> str:
+) -> Value:
     """aten::rnn_tanh_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
-    return _step(g, RNN_TANH, input, [hx], w_ih, w_hh, b_ih, b_hh)[0]
+    return _step(g, RNN_TANH, input, [hx], w_ih, w_hh, b_ih, b_hh)
 
 
 def rnn_relu_cell(
     g: OnnxGraph, input: fx.Node, hx: fx.Node, w_ih: fx.Node, w_hh: fx.Node, b_ih: fx.Node | None, b_hh: fx.Node | None
-) -> str:
+) -> Value:
     """aten::rnn_relu_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
-    return _step(g, RNN_RELU, input, [hx], w_ih, w_hh, b_ih, b_hh)[0]
+    return _step(g, RNN_RELU, input, [hx], w_ih, w_hh, b_ih, b_hh)
 
 
 def _layers(
@@ -148,17 +148,13 @@ def _layers(
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
-) -> tuple[str, ...]:
+) -> Value:
     """Emit one op a layer; returns the sequence and the last states, as torch shapes them."""
-    directions = 2 if bidirectional else 1
-    unbatched = g.rank(input) == 2
-    x = g.value(input)
-    if unbatched:
-        x = g.op("Unsqueeze", x, [1])
-    elif batch_first:
-        x = g.op("Transpose", x, perm=[1, 0, 2])
-    firsts = [None if _is_zero(g, state) else _with_batch(g, state, unbatched) for state in states]
-    each = 4 if has_biases else 2
+    if any(g.tensor(parameter) is None for parameter in params):
+        return delegate(g, g.node)
+    directions, each = 2 if bidirectional else 1, 4 if has_biases else 2
+    x = g.op("Transpose", input, perm=[1, 0, 2]) if batch_first else g.value(input)
+    firsts = [None if _is_zero(g, state) else g.value(state) for state in states]
     lasts: list[tuple[str, ...]] = []
     for layer in range(num_layers):
         begin = layer * directions
@@ -166,11 +162,9 @@ def _layers(
         initial = [_of_layer(g, first, begin, directions, num_layers) for first in firsts]
         y, *last = _layer(g, cell, x, own, initial)
         lasts.append(tuple(last))
-        swap_batch = batch_first and not unbatched and layer == num_layers - 1
-        x = _join_directions(g, y, g.val(g.node)[0].shape[-1], directions, swap_batch)
+        features = int(g.val(params[each * begin + 1]).shape[-1]) * directions
+        x = _join_directions(g, y, features, directions, batch_first and layer == num_layers - 1)
     finals = [g.op("Concat", *parts, axis=0) if num_layers > 1 else parts[0] for parts in zip(*lasts, strict=True)]
-    if unbatched:
-        return tuple(g.op("Squeeze", value, [1]) for value in (x, *finals))
     return (x, *finals)
 
 
@@ -178,7 +172,7 @@ def _layer(
     g: OnnxGraph, cell: _Cell, x: str, directions: Sequence[Sequence[fx.Node | None]], initial: Sequence[str | None]
 ) -> tuple[str, ...]:
     """Emit the op of one layer, given its parameters by direction."""
-    tensors = [[None if node is None else _tensor(g, node) for node in own] for own in directions]
+    tensors = [[g.tensor(node) for node in own] for own in directions]
     inputs, hiddens = (torch.stack([_reorder(own[i], cell) for own in tensors]) for i in (0, 1))
     bias = None
     if len(tensors[0]) == 4 and tensors[0][2] is not None:
@@ -188,13 +182,6 @@ def _layer(
     weights.append("" if bias is None else g.constant(bias, name=names[2]))
     attributes = cell.attributes(int(hiddens.shape[-1]), len(directions))
     return g.ops(cell.op, x, *weights, None, *initial, outputs=1 + len(initial), **attributes)
-
-
-def _tensor(g: OnnxGraph, node: fx.Node) -> Tensor:
-    tensor = g.tensor(node)
-    if tensor is None:
-        raise ExportError(f"{where(g.node)} computes its weights in the graph; fold them into parameters first.")
-    return tensor
 
 
 def _reorder(parameter: Tensor | None, cell: _Cell) -> Tensor:
@@ -211,22 +198,18 @@ def _is_zero(g: OnnxGraph, state: fx.Node) -> bool:
     return state.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
 
 
-def _with_batch(g: OnnxGraph, state: fx.Node, unbatched: bool) -> str:
-    return g.op("Unsqueeze", state, [1]) if unbatched else g.value(state)
-
-
 def _of_layer(g: OnnxGraph, first: str | None, begin: int, directions: int, num_layers: int) -> str | None:
     if first is None or num_layers == 1:
         return first
     return g.op("Slice", first, [begin], [begin + directions], [0])
 
 
-def _join_directions(g: OnnxGraph, y: str, features: Any, directions: int, swap_batch: bool) -> str:
+def _join_directions(g: OnnxGraph, y: str, features: int, directions: int, swap_batch: bool) -> str:
     """Turn ONNX's (time, directions, batch, hidden) into (time, batch, features), or batch first."""
     if directions == 1 and not swap_batch:
         return g.op("Squeeze", y, [1])
     ordered = g.op("Transpose", y, perm=[2, 0, 1, 3] if swap_batch else [0, 2, 1, 3])
-    return g.op("Reshape", ordered, [0, 0, int(features)])
+    return g.op("Reshape", ordered, [0, 0, features])
 
 
 def _step(
@@ -235,12 +218,14 @@ def _step(
     input: fx.Node,
     states: Sequence[fx.Node],
     *params: fx.Node | None,
-) -> tuple[str, ...]:
-    """Emit a single time step; returns the new states."""
-    outer = [0] if g.rank(input) == 2 else [0, 1]
-    x, *initial = (g.op("Unsqueeze", node, outer) for node in (input, *states))
+) -> Value:
+    """Emit a single time step; returns the new states, or the one new state."""
+    if any(parameter is not None and g.tensor(parameter) is None for parameter in params):
+        return delegate(g, g.node)
+    x, *initial = (g.op("Unsqueeze", node, [0]) for node in (input, *states))
     _, *lasts = _layer(g, cell, x, [params], initial)
-    return tuple(g.op("Squeeze", last, outer) for last in lasts)
+    news = tuple(g.op("Squeeze", last, [0]) for last in lasts)
+    return news if len(news) > 1 else news[0]
 
 
 RULES: dict[Any, Rule] = {

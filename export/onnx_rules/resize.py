@@ -11,7 +11,7 @@ from torch import fx
 
 from fxopt.errors import ExportError, where
 from fxopt.export.builder import OnnxGraph, Rule
-from fxopt.export.onnx_rules.spatial import is_static, spatial_rank, spatial_sizes
+from fxopt.export.onnx_rules.spatial import is_static, multiply_along, spatial_rank, spatial_sizes
 
 aten = torch.ops.aten
 
@@ -19,7 +19,9 @@ aten = torch.ops.aten
 CUBIC_A, CUBIC_A_ANTIALIASED = -0.75, -0.5
 
 
-def _resize(g: OnnxGraph, input: fx.Node, output_size: Sequence[Any] | None, factors: Sequence[Any], **mode: Any) -> str:
+def _resize(
+    g: OnnxGraph, input: fx.Node, output_size: Sequence[Any] | None, factors: Sequence[Any], **mode: Any
+) -> str:
     """Emit Resize to the size of the result, by the scale factors that torch computes with."""
     spatial = spatial_rank(g)
     before, after = spatial_sizes(g, input, spatial), spatial_sizes(g, g.node, spatial)
@@ -36,10 +38,14 @@ def _resize(g: OnnxGraph, input: fx.Node, output_size: Sequence[Any] | None, fac
     return g.op("Resize", input, None, None, g.op("Concat", outer, g.sizes(inner), axis=0), **mode)
 
 
+def _factors(g: OnnxGraph, scale_factors: Sequence[float] | None) -> list[float | None]:
+    return [None] * spatial_rank(g) if scale_factors is None else list(scale_factors)
+
+
 def _scale(size: Any, count: Any, factor: float) -> np.float32:
     """Round a factor to float32 such that size * factor still rounds down to the size of the result."""
     scale = np.float32(factor)
-    while is_static([size, count]) and int(np.float32(size) * scale) < count:
+    while is_static([size, count]) and int(size * float(scale)) < count:
         scale = np.nextafter(scale, np.float32(np.inf))
     return scale
 
@@ -59,10 +65,12 @@ def upsample_nearest(g: OnnxGraph, self: fx.Node, output_size: Sequence[Any] | N
     before, after = spatial_sizes(g, self, len(scales)), spatial_sizes(g, g.node, len(scales))
     if is_static(before) and is_static(after):
         steps = list(zip(before, after, scales, strict=True))
-        sources = [_sources(exact, *step) for step in steps]
-        if any(not np.array_equal(_resize_sources(exact, *step), source) for step, source in zip(steps, sources, strict=True)):
+        wanted = [_sources(exact, g.dtype(), *step) for step in steps]
+        copied = [np.arange(size) for size in before]
+        found = copied if before == after else [_resize_sources(exact, *step) for step in steps]
+        if not all(map(np.array_equal, wanted, found)):
             value = g.value(self)
-            for dim, source in enumerate(sources, start=2):
+            for dim, source in enumerate(wanted, start=2):
                 value = g.op("Gather", value, source, axis=dim)
             return value
     if exact:
@@ -72,10 +80,11 @@ def upsample_nearest(g: OnnxGraph, self: fx.Node, output_size: Sequence[Any] | N
     return _resize(g, self, output_size, scales, mode="nearest", **mode)
 
 
-def _sources(exact: bool, size: int, count: int, factor: float | None) -> np.ndarray[Any, Any]:
-    """Return the source index of each result element, as torch rounds it."""
+def _sources(exact: bool, dtype: torch.dtype, size: int, count: int, factor: float | None) -> np.ndarray[Any, Any]:
+    """Return the source index of each result element, as torch rounds it for this dtype."""
     op = aten._upsample_nearest_exact1d.default if exact else aten.upsample_nearest1d.default
-    return np.asarray(op(torch.arange(size, dtype=torch.float64)[None, None], [count], factor)[0, 0].to(torch.int64))
+    indices = torch.arange(size, dtype=dtype if dtype is torch.float64 else torch.float32)
+    return np.asarray(op(indices[None, None], [count], factor)[0, 0].to(torch.int64))
 
 
 def _resize_sources(exact: bool, size: int, count: int, factor: float | None) -> np.ndarray[Any, Any]:
@@ -83,10 +92,12 @@ def _resize_sources(exact: bool, size: int, count: int, factor: float | None) ->
     scale = _scale(size, count, count / size if factor is None else factor)
     places = np.arange(count, dtype=np.float32)
     if exact:
-        source = np.floor((places + np.float32(0.5)) / scale - np.float32(0.5) + np.float32(0.5))
+        places = (places + np.float32(0.5)) / scale - np.float32(0.5)
+        source = np.floor(places.astype(np.float64) + 0.5)
     else:
         source = np.floor(places / scale)
-    return np.clip(source.astype(np.int64), 0, size - 1)
+    clipped: np.ndarray[Any, Any] = np.clip(source.astype(np.int64), 0, size - 1)
+    return clipped
 
 
 def upsample_nearest_vec(
@@ -99,7 +110,7 @@ def upsample_nearest_vec(
     aten::_upsample_nearest_exact2d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor
     aten::_upsample_nearest_exact3d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor
     """
-    return upsample_nearest(g, input, output_size, *(scale_factors or [None] * spatial_rank(g)))
+    return upsample_nearest(g, input, output_size, *_factors(g, scale_factors))
 
 
 # --- linear and cubic -----------------------------------------------------------------------------------------------
@@ -113,6 +124,8 @@ def upsample(
     aten::upsample_trilinear3d(Tensor self, SymInt[3] output_size, bool align_corners, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor
     aten::upsample_bicubic2d(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor
     """  # noqa: E501
+    if _is_shift(g, self, scales):
+        return _resize_by_matrices(g, self, align_corners, scales)
     mode: dict[str, Any] = {"mode": "linear"}
     if "bicubic" in str(g.node.target):
         mode = {"mode": "cubic", "cubic_coeff_a": CUBIC_A}
@@ -132,7 +145,7 @@ def upsample_vec(
     aten::upsample_trilinear3d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor
     aten::upsample_bicubic2d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor
     """  # noqa: E501
-    return upsample(g, input, output_size, align_corners, *(scale_factors or [None] * spatial_rank(g)))
+    return upsample(g, input, output_size, align_corners, *_factors(g, scale_factors))
 
 
 def upsample_antialiased(
@@ -141,28 +154,42 @@ def upsample_antialiased(
     """aten::_upsample_bilinear2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor
     aten::_upsample_bicubic2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor
     """  # noqa: E501
-    if align_corners:
-        return _resize_by_matrices(g, self, scales)
+    if align_corners or _is_shift(g, self, scales):
+        return _resize_by_matrices(g, self, align_corners, scales)
     mode: dict[str, Any] = {"mode": "linear"}
     if "bicubic" in str(g.node.target):
         mode = {"mode": "cubic", "cubic_coeff_a": CUBIC_A_ANTIALIASED}
     return _resize(g, self, output_size, scales, antialias=1, exclude_outside=1, **mode)
 
 
-def _resize_by_matrices(g: OnnxGraph, self: fx.Node, scales: Sequence[float | None]) -> str:
-    """Resize as two matrix products, for what onnxruntime's Resize computes differently; torch makes the matrices."""
-    before, after = spatial_sizes(g, self, 2), spatial_sizes(g, g.node, 2)
+def _is_shift(g: OnnxGraph, self: fx.Node, scales: Sequence[float | None]) -> bool:
+    """Say whether a factor other than 1 leaves all sizes as they are; onnxruntime would copy then."""
+    before, after = spatial_sizes(g, self, len(scales)), spatial_sizes(g, g.node, len(scales))
+    return is_static(before) and before == after and any(factor not in (None, 1) for factor in scales)
+
+
+def _resize_by_matrices(g: OnnxGraph, self: fx.Node, corners: bool, scales: Sequence[float | None]) -> str:
+    """Resize by one matrix product a dimension, where onnxruntime's Resize computes otherwise than torch."""
+    before, after = spatial_sizes(g, self, len(scales)), spatial_sizes(g, g.node, len(scales))
     if not is_static([*before, *after]):
         raise ExportError(f"{where(g.node)} needs sizes that are known; capture with a fixed image size.")
-    op = g.node.target
-    assert isinstance(op, torch._ops.OpOverload)
-    packet = op.overloadpacket.default
-    matrices = [
-        packet(torch.eye(size)[None, None], [count, size], True, factor, None)[0, 0]
-        for size, count, factor in zip(before, after, scales, strict=True)
-    ]
-    rows, columns = g.constant(matrices[0], g.dtype()), g.constant(matrices[1].t(), g.dtype())
-    return g.op("MatMul", rows, g.op("MatMul", self, columns))
+    value = g.value(self)
+    for dim, size, count, factor in zip(range(-len(scales), 0), before, after, scales, strict=True):
+        matrix = g.constant(_matrix(g.node, size, count, corners, factor), g.dtype())
+        value = multiply_along(g, value, dim, matrix, g.rank())
+    return value
+
+
+def _matrix(node: fx.Node, size: int, count: int, corners: bool, factor: float | None) -> torch.Tensor:
+    """Let torch resize unit vectors, which gives the matrix (size, count) of one dimension."""
+    unit = torch.eye(size)
+    name = str(node.target)
+    if "_aa" in name or "bicubic" in name:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        plane: torch.Tensor = node.target.overloadpacket.default(unit[None, None], [size, count], corners, None, factor)
+        return plane[0, 0]
+    line: torch.Tensor = aten.upsample_linear1d.default(unit[None], [count], corners, factor)
+    return line[0]
 
 
 def upsample_antialiased_vec(
@@ -175,7 +202,7 @@ def upsample_antialiased_vec(
     """aten::_upsample_bilinear2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor
     aten::_upsample_bicubic2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor
     """  # noqa: E501
-    return upsample_antialiased(g, input, output_size, align_corners, *(scale_factors or [None, None]))
+    return upsample_antialiased(g, input, output_size, align_corners, *_factors(g, scale_factors))
 
 
 RULES: dict[Any, Rule] = {

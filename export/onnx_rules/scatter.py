@@ -10,12 +10,13 @@ from torch import fx
 
 from fxopt.export.builder import OnnxGraph, Rule
 from fxopt.export.delegate import delegate_one
-from fxopt.export.onnx_rules.elementwise import compute_where, scaled
+from fxopt.export.onnx_rules.elementwise import compute_where, floor_divide, scaled
 from fxopt.export.onnx_rules.indexing import MASKS, coordinates, result_order
-from fxopt.export.onnx_rules.operands import operand
+from fxopt.export.onnx_rules.operands import compute, operand
 from fxopt.export.onnx_rules.shapes import (
     TO_THE_END,
     cut,
+    filled,
     front_order,
     ints,
     inverse_order,
@@ -57,13 +58,21 @@ def scatter_reduce_two(
     g: OnnxGraph, self: fx.Node, dim: int, index: fx.Node, src: fx.Node, reduce: str, include_self: bool
 ) -> str:
     """aten::scatter_reduce.two(Tensor self, int dim, Tensor index, Tensor src, str reduce, *, bool include_self=True) -> Tensor"""  # noqa: E501
-    if reduce == "mean" or g.rank(self) == 0:
-        return delegate_one(g)
     start, updates = g.value(self), _updates(g, index, src)
+    kind = "sum" if reduce == "mean" else reduce
     if not include_self:
-        neutral = g.op("Expand", g.constant(_neutral(reduce, g.dtype()), g.dtype()), g.shape_of(index))
-        start = _scatter(g, start, dim, index, neutral, None)
-    return _scatter(g, start, dim, index, updates, REDUCTION[reduce])
+        start = _scatter(g, start, dim, index, _updates(g, index, _neutral(kind, g.dtype())), None)
+    total = _scatter(g, start, dim, index, updates, REDUCTION[kind])
+    return total if reduce != "mean" else _divided_by_count(g, total, dim, index, include_self)
+
+
+def _divided_by_count(g: OnnxGraph, total: str, dim: int, index: fx.Node, include_self: bool) -> str:
+    """Divide sums by how many elements went into each."""
+    count = filled(g, g.op("Shape", total), 1, g.dtype())
+    if not include_self:
+        count = _scatter(g, count, dim, index, _updates(g, index, 0), None)
+    count = _scatter(g, count, dim, index, _updates(g, index, 1), "add")
+    return compute(g, "Div", total, count) if g.dtype().is_floating_point else floor_divide(g, total, count)
 
 
 def _neutral(reduce: str, dtype: torch.dtype) -> float:
@@ -85,7 +94,8 @@ def _updates(g: OnnxGraph, index: fx.Node, src: Any) -> str:
 
 def _scatter(g: OnnxGraph, data: str, dim: int, index: fx.Node, updates: str, reduction: str | None) -> str:
     if g.rank() == 0:
-        return updates if reduction is None else g.op({"add": "Add", "mul": "Mul"}[reduction], data, updates)
+        flat = [g.op("Reshape", value, [-1]) for value in (data, index, updates)]
+        return g.op("Squeeze", g.op("ScatterElements", *flat, axis=0, reduction=reduction), [0])
     return g.op("ScatterElements", data, index, updates, axis=dim, reduction=reduction)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxopt.export.builder import OnnxGraph, Rule
-from fxopt.export.delegate import delegate, delegate_one
+from fxopt.export.delegate import delegate_one
 from fxopt.export.onnx_rules.operands import kernel_dtype, operand
 from fxopt.export.onnx_rules.shapes import (
     TO_THE_END,
@@ -97,13 +97,17 @@ def tensor_split(g: OnnxGraph, self: fx.Node, indices: Any, dim: int) -> tuple[s
     aten::tensor_split.indices(Tensor(a -> *) self, SymInt[] indices, int dim=0) -> Tensor(a)[]
     """
     sizes = [part.shape[dim] for part in g.val()]
-    if not is_static(sizes) and not (isinstance(indices, list) and is_static(indices)):
-        value = delegate(g, g.node)
-        return value if isinstance(value, tuple) else (value,)
     if is_static(sizes):
         return parts(g, self, dim, sizes)
-    bounds = [0, *indices, TO_THE_END]
-    return tuple(cut(g, self, dim, start, end) for start, end in zip(bounds, bounds[1:], strict=False))
+    starts = [0, *(indices if isinstance(indices, (list, tuple)) else _section_starts(g, self, dim, len(sizes)))]
+    return tuple(cut(g, self, dim, *bounds) for bounds in zip(starts, [*starts[1:], TO_THE_END], strict=True))
+
+
+def _section_starts(g: OnnxGraph, node: fx.Node, dim: int, count: int) -> list[str]:
+    """Return where all sections but the first begin; the first ones have one element more where it does not divide."""
+    size = size_of(g, node, dim)
+    least, longer = g.op("Div", size, [count]), g.op("Mod", size, [count])
+    return [g.op("Add", g.op("Mul", least, [i]), g.op("Min", longer, [i])) for i in range(1, count)]
 
 
 def unbind(g: OnnxGraph, self: fx.Node, dim: int) -> tuple[str, ...]:

@@ -55,3 +55,12 @@ def per_channel(g: OnnxGraph, parameter: fx.Node, rank: int) -> str:
 def spatial_rank(g: OnnxGraph) -> int:
     """Return N of the op being emitted, whose name has the form ...Nd."""
     return next(int(character) for character in str(g.node.target) if character.isdigit())
+
+
+def multiply_along(g: OnnxGraph, x: str, dim: int, matrix: str, rank: int) -> str:
+    """Multiply each vector along a (negative) dimension of a tensor by a matrix (size before, size after)."""
+    if dim == -1:
+        return g.op("MatMul", x, matrix)
+    order = list(range(rank))
+    order[dim], order[-1] = order[-1], order[dim]
+    return g.op("Transpose", g.op("MatMul", g.op("Transpose", x, perm=order), matrix), perm=order)

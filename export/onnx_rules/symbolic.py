@@ -40,7 +40,6 @@ ROUNDINGS: dict[Any, str | None] = {
     math.floor: "Floor",
     math.trunc: None,
     round: "Round",
-    torch.sym_int: None,
 }
 
 
@@ -88,7 +87,7 @@ def unary(op_type: str) -> Rule:
 def rounding(op_type: str | None) -> Rule:
     """Make the rule of a conversion from float to int; without an op, decimals are cut off."""
 
-    def rule(g: OnnxGraph, a: Any) -> str:
+    def rule(g: OnnxGraph, a: Any, digits: None = None) -> str:
         if not g.dtype(a).is_floating_point:
             return number(g, a)
         value = number(g, a)

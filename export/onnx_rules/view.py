@@ -10,7 +10,7 @@ from torch import fx
 
 from fxopt.export.builder import OnnxGraph, Rule
 from fxopt.export.onnx_rules.elementwise import table
-from fxopt.export.onnx_rules.shapes import ints, move_dims, reshape, same_size, shape_value, unsqueeze
+from fxopt.export.onnx_rules.shapes import ints, move_dims, reshape, same_size, shape_value, size_of, unsqueeze
 
 aten = torch.ops.aten
 
@@ -32,7 +32,6 @@ SIZED = [aten.view.default, aten.reshape.default, aten._unsafe_view.default]
 # Reshapes whose sizes follow from the input.
 RESHAPED = [
     aten.flatten.using_ints,
-    aten.unflatten.int,
     aten.ravel.default,
     aten.atleast_1d.default,
     aten.atleast_2d.default,
@@ -64,6 +63,13 @@ def like(_: None) -> Rule:
         return reshape(g, self) if len(symbolic) < 2 else g.op("Reshape", self, g.shape_of(other), allowzero=1)
 
     return rule
+
+
+def unflatten(g: OnnxGraph, self: fx.Node, dim: int, sizes: list[Any]) -> str:
+    """aten::unflatten.int(Tensor(a) self, int dim, SymInt[] sizes) -> Tensor(a)"""
+    shape, dim = g.val(self).shape, dim % g.rank(self)
+    after = [size if isinstance(size, int) else size_of(g, self, d) for d, size in enumerate(shape) if d > dim]
+    return reshape(g, self, [*[0] * dim, *sizes, *after])
 
 
 def squeeze(g: OnnxGraph, self: fx.Node, dim: Any = None) -> str:
@@ -177,6 +183,7 @@ RULES: dict[Any, Rule] = {
     **table(dict.fromkeys(SIZED), sized),
     **table(dict.fromkeys(RESHAPED), reshaped),
     **table(dict.fromkeys(LIKE), like),
+    aten.unflatten.int: unflatten,
     aten.squeeze.default: squeeze,
     aten.squeeze.dim: squeeze,
     aten.squeeze.dims: squeeze,

@@ -11,6 +11,7 @@ import inspect
 import io
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 from fxopt.errors import CaptureError
 from fxopt.graph.lift import key_text, program_from_exported
 from fxopt.graph.program import Program
+from fxopt.graph.recurrent import whole_recurrent_ops
 
 Dynamic = str | Mapping[str, Mapping[int, str]] | None
 
@@ -41,13 +43,14 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Any = None, *, d
         return program_from_exported(model, {}, ())
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture() takes an nn.Module or an ExportedProgram, got {type(model).__name__}.")
-    args, kwargs = call_of(example_inputs)
-    arguments = _bind(model, args, kwargs)
-    names = leaf_names(model, arguments)
+    args, kwargs = _distinct(*call_of(example_inputs))
+    signature = _signature(model, kwargs)
+    arguments = _bind(model, signature, args, kwargs)
+    names = leaf_names(arguments)
     wanted = _wanted_dims(dynamic, arguments, names)
-    with _inference_mode(model), _quiet():
+    with _inference_mode(model), _forward_with(model, signature), _quiet():
         exported = _export(model, args, kwargs, arguments, names, wanted)
-    return program_from_exported(exported, wanted, parameters=_parameter_names(model, len(args)))
+    return program_from_exported(exported, wanted, parameters=_parameter_names(signature, len(args)))
 
 
 def call_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -63,9 +66,36 @@ def call_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copy a tensor that is passed twice: torch.export would take both inputs for one."""
+    seen: set[int] = set()
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and id(leaf) in seen:
+            return leaf.clone()
+        seen.add(id(leaf))
+        return leaf
+
+    args, kwargs = pytree.tree_map(copy, (args, kwargs))
+    return args, kwargs
+
+
+def _signature(model: nn.Module, kwargs: dict[str, Any]) -> inspect.Signature:
+    """Return the signature of forward with `**rest` replaced by the keywords of this call."""
+    signature = inspect.signature(model.forward)
+    known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(known) == len(signature.parameters):
+        return signature
+    rest = set(kwargs) - {p.name for p in known}
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs if name in rest]
+    return signature.replace(parameters=[*known, *extra])
+
+
+def _bind(
+    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(
             f"The example inputs do not fit {type(model).__name__}.forward{inspect.signature(model.forward)}: {error}. "
@@ -74,24 +104,19 @@ def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     return dict(bound.arguments)
 
 
-def leaf_names(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, str]:
+def leaf_names(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Map the path of each leaf of a call to its name: the parameter's, with keys and positions below it appended."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    variadic = {parameter.name for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD}
-    names = {}
-    for path, _ in pytree.tree_flatten_with_path(dict(arguments))[0]:
-        parts = list(map(key_text, path))
-        names[pytree.keystr(path)] = "_".join(parts[1:] if parts[0] in variadic else parts)
-    return names
+    paths = [path for path, _ in pytree.tree_flatten_with_path(dict(arguments))[0]]
+    return {pytree.keystr(path): "_".join(map(key_text, path)) for path in paths}
 
 
-def _parameter_names(model: nn.Module, positional: int) -> tuple[str, ...]:
+def _parameter_names(signature: inspect.Signature, positional: int) -> tuple[str, ...]:
     """Name the arguments in order; `*rest` is spelled out up to the number of `positional` arguments."""
     names: list[str] = []
-    for parameter in inspect.signature(model.forward).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}_{number}" for number in range(positional - len(names))]
-        elif parameter.kind is not parameter.VAR_KEYWORD:
+        else:
             names.append(parameter.name)
     return tuple(names)
 
@@ -111,7 +136,9 @@ def _wanted_dims(dynamic: Dynamic, arguments: Mapping[str, Any], names: Mapping[
             raise CaptureError(f"dynamic names the input '{name}', but the tensor inputs are {', '.join(tensors)}.")
         for dim in dims:
             if not -tensors[name].ndim <= dim < tensors[name].ndim:
-                raise CaptureError(f"dynamic names dimension {dim} of '{name}', which has {tensors[name].ndim} dimensions.")
+                raise CaptureError(
+                    f"dynamic names dimension {dim} of '{name}', which has {tensors[name].ndim} dimensions."
+                )
     return {name: {dim % tensors[name].ndim: label for dim, label in dims.items()} for name, dims in dynamic.items()}
 
 
@@ -140,12 +167,35 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _forward_with(model: nn.Module, signature: inspect.Signature) -> Iterator[None]:
+    """Give `model.forward` an explicit signature: torch.export cannot name the dimensions of what `**rest` holds."""
+    forward = model.forward
+    if inspect.signature(forward) == signature:
+        yield
+        return
+
+    def explicit(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    own = "forward" in vars(model)
+    explicit.__signature__ = signature  # type: ignore[attr-defined]
+    model.forward = explicit
+    try:
+        yield
+    finally:
+        del model.forward
+        if own:
+            model.forward = forward
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's loggers and its prints: what they tell of a failed export, the CaptureError says in a sentence."""
+    """Silence torch's loggers, warnings and prints: what matters of them, the notes and the CaptureError say."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
@@ -185,16 +235,20 @@ def _shapes(
     return dict(pytree.tree_map_with_path(shape, dict(arguments)))
 
 
-def _try_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: dict[str, Any] | None) -> ExportedProgram:
+def _try_export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: dict[str, Any] | None
+) -> ExportedProgram:
     try:
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with whole_recurrent_ops():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
     """Say what stopped torch.export, on which line of the model, and what usually helps."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxopt/" not in f.filename]
+    internal = ("/torch/", "/fxopt/", "<string>")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in internal)]
     line = f"\n  at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
     first = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
     cure = "Check that model(*example_inputs) runs in plain PyTorch with these inputs."

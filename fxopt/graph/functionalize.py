@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -138,7 +139,9 @@ class _Functionalizer:
         assert isinstance(target, fx.Node)
         form = functional_form(node.target)  # type: ignore[arg-type]
         if form is None:
-            raise CaptureError(f"The in-place op at {where(node)} has no functional form; use the out-of-place op there.")
+            raise CaptureError(
+                f"The in-place op at {where(node)} has no functional form; use the out-of-place op there."
+            )
         drop_value = node.target in (aten.zero_.default, aten.detach_.default)
         args, kwargs = fx.map_arg((node.args[:1] if drop_value else node.args, node.kwargs), self.env.__getitem__)
         new = self._emit(node, form, *args, **kwargs)
@@ -151,7 +154,7 @@ class _Functionalizer:
         later = self.position[node]
         stale = [alias for alias in self.aliases[_storage(target) or 0] if self.last_use[alias] > later]
         if any(alias is not target for alias in stale):
-            for view, base in zip(chain, chain[1:], strict=False):
+            for view, base in pairwise(chain):
                 self.env[base] = self._scatter(node, view, base)
             fresh = set(chain)
             for alias in stale:
@@ -196,7 +199,8 @@ class _Functionalizer:
         if op in SWAPS:
             return self._emit(base, op, value, *rest)
         if op is aten.narrow.default and all(isinstance(number, int) for number in rest):
-            dim, start, length = rest
+            dim, start, length = view.args[1:]
+            assert isinstance(start, int) and isinstance(length, int)
             return self._emit(base, aten.slice_scatter.default, old, value, dim, start, start + length)
         if op is aten.permute.default:
             dims: Any = view.args[1]
@@ -231,4 +235,6 @@ class _Functionalizer:
         dim = parts.args[2] if len(parts.args) > 2 else 0
         assert isinstance(dim, int)
         start = sum(int(v.shape[dim]) for v in values[:index])
-        return self._emit(base, aten.slice_scatter.default, old, value, dim, start, start + int(values[index].shape[dim]))
+        return self._emit(
+            base, aten.slice_scatter.default, old, value, dim, start, start + int(values[index].shape[dim])
+        )

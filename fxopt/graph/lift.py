@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -109,7 +110,9 @@ def _attribute_name(name: str) -> str:
 
 
 def _tensor(exported: ExportedProgram, kind: InputKind, target: str) -> Tensor:
-    source: Mapping[str, Any] = exported.state_dict if kind is InputKind.PARAMETER else {**exported.constants, **exported.state_dict}
+    source: Mapping[str, Any] = (
+        exported.state_dict if kind is InputKind.PARAMETER else {**exported.constants, **exported.state_dict}
+    )
     value = source[target]
     if not isinstance(value, Tensor):
         raise CaptureError(f"The model holds '{target}', a {type(value).__name__}, which cannot be part of a graph.")
@@ -171,12 +174,13 @@ def _complete_values(graph: fx.Graph) -> None:
             node.meta["val"] = fake_value(node, mode)
 
 
-def input_names(in_spec: pytree.TreeSpec, constants: Mapping[int, Any], parameters: tuple[str, ...], fallback: list[str]) -> list[str]:
+def input_names(
+    in_spec: pytree.TreeSpec, constants: Mapping[int, Any], parameters: tuple[str, ...], fallback: list[str]
+) -> list[str]:
     """Name the tensor inputs: the forward parameter, with keys and positions below it appended."""
-    tree = pytree.tree_unflatten(range(in_spec.num_leaves), in_spec)
-    paths: list[Any] = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    paths = leaf_paths(in_spec)
     tensor_paths = [path for position, path in enumerate(paths) if position not in constants]
-    if len(tensor_paths) != len(fallback):
+    if len(tensor_paths) != len(fallback) or any(len(path) < 2 for path in tensor_paths):
         return fallback
     names = []
     for path, default in zip(tensor_paths, fallback, strict=True):
@@ -190,6 +194,15 @@ def input_names(in_spec: pytree.TreeSpec, constants: Mapping[int, Any], paramete
             head = str(first.key)
         names.append("_".join([head, *map(key_text, rest)]))
     return names if len(set(names)) == len(names) else fallback
+
+
+def leaf_paths(spec: pytree.TreeSpec) -> list[tuple[Any, ...]]:
+    """Return the path of each leaf of a structure; its number where a class in it does not name its parts."""
+    tree = pytree.tree_unflatten(range(spec.num_leaves), spec)
+    try:
+        return [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    except ValueError:
+        return [(pytree.SequenceKey(number),) for number in range(spec.num_leaves)]
 
 
 def key_text(key: Any) -> str:
@@ -215,8 +228,26 @@ def _name_dims(
             for symbol in shape[dim].node.expr.free_symbols:
                 dims.setdefault(str(symbol), label)
             if len(shape[dim].node.expr.args) > 0:
-                notes.append(f"Dimension {dim} ('{label}') of input '{name}' must have the form {symbolic(shape[dim], dims)}.")
-    return dims, notes
+                notes.append(
+                    f"Dimension {dim} ('{label}') of input '{name}' must have the form {symbolic(shape[dim], dims)}."
+                )
+    return dims, [*notes, *_multiples(placeholders, dims)]
+
+
+def _multiples(placeholders: Any, dims: Mapping[str, str]) -> list[str]:
+    """Note which dimensions the model takes in multiples only: guards of the form (c·size) mod m == 0."""
+    modes = {node.meta["val"].fake_mode for node in placeholders}
+    guards = [guard.expr for mode in modes if mode.shape_env for guard in mode.shape_env.guards]
+    factors: dict[str, int] = {}
+    for guard in guards:
+        if guard.func.__name__ != "Equality" or guard.lhs.func.__name__ not in ("Mod", "PythonMod") or guard.rhs != 0:
+            continue
+        coefficient, symbol = guard.lhs.args[0].as_coeff_Mul()
+        divisor = guard.lhs.args[1]
+        if str(symbol) in dims and divisor.is_Integer:
+            factor = int(divisor) // math.gcd(int(coefficient), int(divisor))
+            factors[str(symbol)] = math.lcm(factors.get(str(symbol), 1), factor)
+    return [f"Dimension '{dims[s]}' must be a multiple of {factor}." for s, factor in factors.items() if factor > 1]
 
 
 def symbolic(size: Any, dims: Mapping[str, str]) -> int | str:
@@ -239,10 +270,13 @@ def output_specs(graph: fx.Graph, out_spec: pytree.TreeSpec, dims: Mapping[str, 
     """Describe and name the outputs: "output" for a single tensor, else the keys and positions of their path."""
     values = graph.output_node().args[0]
     assert isinstance(values, tuple)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(range(out_spec.num_leaves), out_spec))[0]]
-    names = ["_".join(map(key_text, path)) or "output" for path in paths]
+    names = ["_".join(map(key_text, path)) or "output" for path in leaf_paths(out_spec)]
     names = [f"output_{name}" if name[0].isdigit() else name for name in names]
+    if len(set(names)) != len(names):
+        names = [f"output_{number}" for number in range(len(names))]
     return tuple(
-        spec_of(name, value.meta["val"], dims) if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor) else None
+        spec_of(name, value.meta["val"], dims)
+        if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+        else None
         for name, value in zip(names, values, strict=True)
     )

@@ -36,7 +36,9 @@ def _quantize(
 
 
 @_quantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype) -> Tensor:
+def _(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype
+) -> Tensor:
     return torch.empty_like(x, dtype=dtype)
 
 
@@ -58,7 +60,9 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     mutates_args=(),
     schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max) -> Tensor",
 )
-def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int) -> Tensor:
+def _fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int
+) -> Tensor:
     steps = _steps(x, scale, zero_point, axis).clamp(quant_min, quant_max)
     return (steps - _along(zero_point, axis, x.ndim).to(x.dtype)) * _along(scale, axis, x.ndim)
 

@@ -29,7 +29,7 @@ from fxopt.graph.rewrite import get_attribute
 
 def format_program(program: Program) -> str:
     """Write a Program as text, one line a tensor and one line a call."""
-    names = canonical_names(program.graph)
+    names = canonical_names(program)
     inputs = ", ".join(map(str, program.inputs))
     lines = [f"program({inputs}):", *(f"  {line}" for line in _tensor_lines(program))]
     lines += [f"  {_call_line(program, node, names)}" for node in program.graph.nodes if node.op == "call_function"]
@@ -44,7 +44,7 @@ def diff(before: Program, after: Program) -> str:
 
 def excerpt(program: Program, node: fx.Node, around: int = 5) -> str:
     """Return the lines of the calls around a node, the node's own marked by an arrow."""
-    names = canonical_names(program.graph)
+    names = canonical_names(program)
     nodes = [other for other in program.graph.nodes if other.op == "call_function" or other is node]
     position = nodes.index(node)
     shown = nodes[max(0, position - around) : position + around + 1]
@@ -53,7 +53,7 @@ def excerpt(program: Program, node: fx.Node, around: int = 5) -> str:
 
 def format_node(program: Program, node: fx.Node, names: dict[fx.Node, str] | None = None) -> str:
     """Return the one line of a node. `names` are its graph's canonical names, where the caller has them."""
-    names = names or canonical_names(program.graph)
+    names = names or canonical_names(program)
     if node.op == "output":
         return _return_line(program, names)
     if node.op == "call_function":
@@ -61,11 +61,11 @@ def format_node(program: Program, node: fx.Node, names: dict[fx.Node, str] | Non
     return f"{names[node]}: {_value(node.meta.get('val'), program)}"
 
 
-def canonical_names(graph: fx.Graph) -> dict[fx.Node, str]:
+def canonical_names(program: Program) -> dict[fx.Node, str]:
     """Name every value: `%input`, the dotted name of a tensor, `%op_number` for a call, numbered from 1 per op."""
     count: defaultdict[str, int] = defaultdict(int)
-    names: dict[fx.Node, str] = {}
-    for node in graph.nodes:
+    names = {node: f"%{spec.name}" for node, spec in zip(program.placeholders, program.inputs, strict=False)}
+    for node in program.graph.nodes:
         if node.op == "get_attr":
             names[node] = str(node.target)
         elif node.op == "call_function":
@@ -74,7 +74,7 @@ def canonical_names(graph: fx.Graph) -> dict[fx.Node, str]:
             count[op] += 1
             names[node] = f"%{op}_{count[op]}"
         else:
-            names[node] = f"%{node.target}"
+            names.setdefault(node, f"%{node.target}")
     return names
 
 

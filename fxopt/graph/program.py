@@ -187,7 +187,9 @@ def _call_template(spec: pytree.TreeSpec) -> tuple[int, list[str]]:
 
 def _describe(spec: pytree.TreeSpec) -> str:
     args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
-    return ", ".join([*(str(a).replace("'", "") for a in args), *(f"{k}={str(v).replace(chr(39), '')}" for k, v in kwargs.items())])
+    return ", ".join(
+        [*(str(a).replace("'", "") for a in args), *(f"{k}={str(v).replace(chr(39), '')}" for k, v in kwargs.items())]
+    )
 
 
 def _mismatch(spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> str | None:

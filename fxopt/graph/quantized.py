@@ -130,7 +130,8 @@ def results(node: fx.Node) -> list[fx.Node]:
 def _reads_integers(node: fx.Node, kind: str) -> bool:
     if kind in WEIGHTED_KINDS:
         return is_dequantized(node.args[0]) and is_dequantized_weight(node.args[1])
-    return all(is_dequantized(value) for value in node.all_input_nodes if isinstance(value.meta["val"], Tensor))
+    values = [value for value in node.all_input_nodes if isinstance(value.meta["val"], Tensor)]
+    return any(map(is_dequantized, values)) and all(value.target is dequantize for value in values)
 
 
 def _writes_integers(node: fx.Node, kind: str) -> bool:

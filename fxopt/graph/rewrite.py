@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import PassError, where
 from fxopt.graph.program import Program
+from fxopt.graph.recurrent import RECURRENT_SHAPES, whole_recurrent_ops
 
 Op = Callable[..., Any]
 
@@ -70,15 +72,16 @@ def fake_value(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Compute the fake tensor of an op call from those of its inputs."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     assert callable(node.target)
-    # The python dispatcher makes composite ops (lstm, for one) work with symbolic sizes, as it does in torch.export.
-    with enable_python_dispatcher(), mode, torch.no_grad():
+    recurrent = whole_recurrent_ops() if node.target in RECURRENT_SHAPES else nullcontext()
+    # The python dispatcher makes composite ops work with symbolic sizes, as it does in torch.export.
+    with recurrent, enable_python_dispatcher(), mode, torch.no_grad():
         return node.target(*args, **kwargs)
 
 
 def same_metadata(left: Any, right: Any) -> bool:
     """Say whether two fake values have the same dtypes and shapes."""
-    flat_left, spec_left = pytree.tree_flatten(left)
-    flat_right, spec_right = pytree.tree_flatten(right)
+    flat_left = pytree.tree_leaves(left)
+    flat_right = pytree.tree_leaves(right)
     if len(flat_left) != len(flat_right):
         return False
     return all(_same_leaf(a, b) for a, b in zip(flat_left, flat_right, strict=True))
@@ -126,7 +129,9 @@ class Edit:
         """Return the tensor behind a `get_attr` node, or None."""
         return constant(self.module, node)
 
-    def call(self, op: Op, *args: Any, before: fx.Node, like: fx.Node | None = None, name: str | None = None, **kwargs: Any) -> fx.Node:
+    def call(
+        self, op: Op, *args: Any, before: fx.Node, like: fx.Node | None = None, name: str | None = None, **kwargs: Any
+    ) -> fx.Node:
         """Insert a call of `op` before a node, with its fake tensor; source lines are taken from `like` (or `before`)."""
         with self.graph.inserting_before(before):
             node = self.graph.create_node("call_function", op, args, kwargs, name=name)
@@ -226,7 +231,9 @@ class Rule:
     def __post_init__(self) -> None:
         left, right = (tuple(inspect.signature(f).parameters) for f in (self.pattern, self.replacement))
         if not set(right) <= set(left):
-            raise PassError(f"Rule: replacement uses {sorted(set(right) - set(left))}, which the pattern does not bind.")
+            raise PassError(
+                f"Rule: replacement uses {sorted(set(right) - set(left))}, which the pattern does not bind."
+            )
 
 
 def rewrite(edit: Edit, rules: Sequence[Rule]) -> int:

@@ -185,7 +185,7 @@ def _without_classes(spec: pytree.TreeSpec, lost: list[str]) -> pytree.TreeSpec:
         return spec
     children = [_without_classes(spec.child(position), lost) for position in range(spec.num_children)]
     entry = pytree.SUPPORTED_SERIALIZED_TYPES.get(spec.type)
-    if entry is not None and isinstance(entry.serialized_type_name, str):
+    if entry is not None and entry.serialized_type_name != pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
         return pytree.TreeSpec(spec.type, spec.context, children)
     keys = _keys(spec.context, len(children))
     lost.append(f"{'dict' if keys else 'tuple'} for {spec.type.__name__}")

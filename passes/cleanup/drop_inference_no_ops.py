@@ -35,7 +35,7 @@ Simpler = fx.Node | Call | None
 
 @dataclass(frozen=True)
 class DropInferenceNoOps:
-    """Drop calls that do nothing in inference; the result is exactly the same.
+    """Drop calls that do nothing in inference. Every value stays exactly the same; only its layout in memory may differ.
 
     Dropped:
     1. dropout in inference mode, and with probability 0.

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, argument, constant
+from fxopt.passes.cleanup.drop_inference_no_ops import RESHAPES
 from fxopt.passes.cleanup.layers import Layer, accepts_input_shift, layer_at, scale_inputs, scale_outputs, write
 from fxopt.passes.cleanup.purity import is_training
 
@@ -27,7 +28,8 @@ class FoldBatchNorm:
     """Fold inference batch norm into the layer before it, or else into the layer after it.
 
     Folded:
-    1. conv1d, conv2d, conv3d, linear -> batch norm: into the outputs; also grouped and depthwise.
+    1. conv1d, conv2d, conv3d, linear -> batch norm: into the outputs; also grouped and depthwise, and a linear layer
+       whose leading dimensions are flattened in between.
     2. conv_transpose1d, 2d, 3d -> batch norm: into the outputs; also grouped.
     3. batch norm -> conv, linear without zero padding: into the inputs.
     4. batch norm whose shift is zero -> any layer: into the inputs.
@@ -68,8 +70,8 @@ def _match(module: nn.Module, norm: fx.Node) -> _Match | None:
     if affine is None:
         return None
     source = norm.args[0]
-    layer = layer_at(module, source)
-    if layer is not None and len(layer.node.users) == 1 and layer.channel_dim == 1:
+    layer = layer_at(module, source) or _flattened_layer(module, norm)
+    if layer is not None and len(layer.node.users) == 1 and (layer.channel_dim == 1 or layer.node is not source):
         return _Match(layer, True, *affine)
     user = next(iter(norm.users), None)
     layer = layer_at(module, user) if len(norm.users) == 1 else None
@@ -80,18 +82,28 @@ def _match(module: nn.Module, norm: fx.Node) -> _Match | None:
     return _Match(layer, False, *affine)
 
 
+def _flattened_layer(module: nn.Module, norm: fx.Node) -> Layer | None:
+    """Return the linear layer of linear -> reshape to [rows, channels] -> batch norm, if its channels stay the last."""
+    source = norm.args[0]
+    if not isinstance(source, fx.Node) or source.target not in RESHAPES or len(source.users) != 1:
+        return None
+    layer, shape = layer_at(module, source.args[0]), source.meta["val"].shape
+    if layer is None or layer.kind.spatial or len(shape) != 2:
+        return None
+    return layer if isinstance(shape[1], int) and shape[1] == layer.outputs else None
+
+
 def _fold(edit: Edit, norm: fx.Node) -> bool:
     match = None if norm._erased else _match(edit.module, norm)
     if match is None:
         return False
     if match.before:
         write(edit, match.layer, *scale_outputs(match.layer, match.scale, match.shift))
-        edit.replace(norm, match.layer.node)
     else:
         write(edit, match.layer, *scale_inputs(match.layer, match.scale, match.shift))
-        source = norm.args[0]
-        assert isinstance(source, fx.Node)
-        edit.replace(norm, source)
+    source = norm.args[0]
+    assert isinstance(source, fx.Node)
+    edit.replace(norm, source)
     return True
 
 

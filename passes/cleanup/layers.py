@@ -174,7 +174,7 @@ def bias_name(weight_name: str) -> str:
 
 def replace_tensor(edit: Edit, user: fx.Node, old: fx.Node, value: Tensor) -> fx.Node:
     """Return a node that reads `value`: under the name of `old` if `user` alone uses that, else under a new one."""
-    readers = [node for node in edit.graph.find_nodes(op="get_attr") if node.target == old.target]
+    readers = edit.graph.find_nodes(op="get_attr", target=old.target, sort=False)
     uses = sum(item is old for item in (*user.args, *user.kwargs.values()))
     same_kind = isinstance(edit.constant(old), nn.Parameter) == isinstance(value, nn.Parameter)
     if len(readers) > 1 or set(old.users) != {user} or uses > 1 or not same_kind:

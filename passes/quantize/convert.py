@@ -17,6 +17,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.quantized import INTEGER_KINDS, is_constant, is_dequantized, is_dequantized_weight
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.calibrate import clip_is_redundant
+from fxopt.passes.quantize.expand import expand_activations
 from fxopt.passes.quantize.placement import ABSORBS_CLIP
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, clip_bounds
 from fxopt.target import Target, find_target
@@ -47,6 +48,7 @@ class Convert:
             else:
                 _absorb_clip(edit, node)
                 _convert_value(edit, node, target, zero_points)
+        expand_activations(edit, target)
         for node in list(edit.graph.nodes):
             if node.op == "call_function" and INTEGER_KINDS.get(node.target) in ("conv", "linear"):
                 _convert_bias(edit, node, target)

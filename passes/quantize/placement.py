@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant, results
-from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds, is_depthwise
+from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds, needs_chain
 from fxopt.target import Target
 
 REQUESTED = "kept float on request"
@@ -117,15 +117,14 @@ class _Search:
 
     def _objection(self, node: fx.Node) -> str | None:
         role = self.integer[node]
-        if role in WEIGHTED and not (role is Role.CONVOLUTION and is_depthwise(node)):
+        if role in WEIGHTED and not (role is Role.CONVOLUTION and needs_chain(node, self.target)):
             return self._unpaddable(node)
         if role in (Role.JOIN, Role.CONCATENATE) and node.target not in self.target.chain_ops:
             return f"the target has no integer kernel for {node.target}"
-        what = "a depthwise convolution gains" if role is Role.CONVOLUTION else "it gains"
         if not all(self.carries_integers(value) for value in activations(node)):
-            return f"{what} only between integer ops, and an input is float"
+            return "it gains only between integer ops, and an input is float"
         if not any(self.integer_readers(value) for value in self.values_of(node)):
-            return f"{what} only between integer ops, and nothing reads its result as integers"
+            return "it gains only between integer ops, and nothing reads its result as integers"
         return None
 
     def _unpaddable(self, node: fx.Node) -> str | None:

@@ -61,11 +61,14 @@ def convolution_problem(node: fx.Node, target: Target) -> str | None:
     kernels, groups = target.convolution, argument(node, "groups")
     weight = node.args[1].meta["val"]  # type: ignore[union-attr]
     outputs, width = int(weight.shape[0]), int(weight.shape[1])
+    if is_single_position(node):
+        return None
     if groups > 1:
         if is_depthwise(node):
             multiple = kernels.depthwise_multiple
             return None if outputs % multiple == 0 else f"depthwise with {outputs} channels, no multiple of {multiple}"
-        return None if width >= kernels.group_width else f"{width} channels a group, fewer than {kernels.group_width}"
+        fewest = kernels.chain_group_width
+        return None if width >= fewest else f"{width} channels a group, fewer than {fewest}"
     width = kernels.pad_input.get(width, width)
     if width < kernels.input_minimum or width % kernels.input_multiple:
         return f"{width} input channels; the target takes multiples of {kernels.input_multiple}"
@@ -78,6 +81,19 @@ def is_depthwise(node: fx.Node) -> bool:
     """Say whether a convolution has one input and one output channel a group."""
     weight, groups = node.args[1].meta["val"], argument(node, "groups")  # type: ignore[union-attr]
     return bool(groups > 1 and weight.shape[0] == groups and weight.shape[1] == 1)
+
+
+def is_single_position(node: fx.Node) -> bool:
+    """Say whether a convolution makes one position only, as in squeeze-and-excitation: its time is all overhead."""
+    value = node.meta["val"]
+    return value.ndim > 2 and all(isinstance(size, int) and size == 1 for size in value.shape[2:])
+
+
+def needs_chain(node: fx.Node, target: Target) -> bool:
+    """Say whether a convolution gains only between integer ops."""
+    width = node.args[1].meta["val"].shape[1]  # type: ignore[union-attr]
+    narrow = argument(node, "groups") > 1 and int(width) < target.convolution.group_width
+    return narrow or is_single_position(node)
 
 
 def _linear(node: fx.Node, target: Target) -> str | None:
@@ -141,6 +157,9 @@ QUANTIZE_RULES: dict[Any, QuantizeRule] = {
     aten.mul.Tensor: QuantizeRule(Role.JOIN, _tensors),
     aten.sigmoid.default: QuantizeRule(Role.JOIN),
     aten.leaky_relu.default: QuantizeRule(Role.JOIN),
+    aten.silu.default: QuantizeRule(Role.JOIN),
+    aten.hardswish.default: QuantizeRule(Role.JOIN),
+    aten.hardsigmoid.default: QuantizeRule(Role.JOIN),
     aten.adaptive_avg_pool2d.default: QuantizeRule(Role.JOIN, _global_pool),
     aten.mean.dim: QuantizeRule(Role.JOIN, _spatial_mean),
     aten.avg_pool2d.default: QuantizeRule(Role.JOIN),

@@ -102,6 +102,7 @@ SLICING = [
     *each([aten.chunk.default, aten.unsafe_chunk.default], IMAGE, 3, -1),
     case(aten.chunk.default, Input((2, "T", 4)), 2, 2),
     case(aten.tensor_split.sections, IMAGE, 3, 3),
+    case(aten.tensor_split.sections, ANY, 2, 1),
     case(aten.tensor_split.indices, IMAGE, [2, 3], 2),
     case(aten.tensor_split.indices, ANY, [2, 4], 1),
     case(aten.unbind.int, X, 1),
@@ -193,9 +194,12 @@ SCATTER = [
     case(aten.scatter_add.default, X, 1, Input(("B", 5, 2), places), Input(("B", 5, 4))),
     *[
         case(aten.scatter_reduce.two, X, 1, Input(("B", 3, 4), places), Input(("B", 3, 4)), reduce, kwargs={"include_self": s})
-        for reduce in ("sum", "prod", "amax", "amin")
+        for reduce in ("sum", "prod", "amax", "amin", "mean")
         for s in (True, False)
     ],
+    case(aten.scatter_reduce.two, N, 1, Input(("B", 3, 4), places), N, "mean"),
+    case(aten.scatter_reduce.two, ONE, 0, Input((), lambda shape, g: torch.tensor(0)), ONE, "amax"),
+    case(aten.scatter.value, ONE, 0, Input((1,), lambda shape, g: torch.tensor([0])), 0.5),
     case(aten.scatter_reduce.two, N, 1, Input(("B", 3, 4), places), N, "amax", kwargs={"include_self": False}),
     *each([aten.index_put.default, aten._unsafe_index_put.default], X, [BOOL], ONE),
     case(aten.index_put.default, X, [MASK1], ONE),

@@ -122,10 +122,25 @@ ACTIVATION = [
     *(
         case(op, Input(("B", 3, 50)))
         for op in (
-            aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.sigmoid.default, aten.hardsigmoid.default,
-            aten.hardswish.default, aten.silu.default, aten.gelu.default, aten.mish.default, aten.elu.default,
-            aten.selu.default, aten.celu.default, aten.leaky_relu.default, aten.rrelu.default, aten.softplus.default,
-            aten.tanh.default, aten.log_sigmoid.default, aten.softshrink.default, aten.hardshrink.default,
+            aten.relu.default,
+            aten.relu6.default,
+            aten.hardtanh.default,
+            aten.sigmoid.default,
+            aten.hardsigmoid.default,
+            aten.hardswish.default,
+            aten.silu.default,
+            aten.gelu.default,
+            aten.mish.default,
+            aten.elu.default,
+            aten.selu.default,
+            aten.celu.default,
+            aten.leaky_relu.default,
+            aten.rrelu.default,
+            aten.softplus.default,
+            aten.tanh.default,
+            aten.log_sigmoid.default,
+            aten.softshrink.default,
+            aten.hardshrink.default,
         )
     ),
     case(aten.sigmoid.default, Input(("B", 3), integers)),
@@ -157,7 +172,11 @@ ACTIVATION = [
     case(aten._softmax.default, X, 1, False),
     case(aten.log_softmax.int, X, 1),
     case(aten._log_softmax.default, X, -1, False),
-    case(aten._safe_softmax.default, Input(("B", 8, 2), lambda s, g: normal(s, g).masked_fill(mask(s, g), -torch.inf)), -1),
+    case(
+        aten._safe_softmax.default,
+        Input(("B", 8, 2), lambda s, g: normal(s, g).masked_fill(mask(s, g), -torch.inf)),
+        -1,
+    ),
     case(aten.glu.default, Input(("B", 6, 5)), 1),
     case(aten.threshold.default, X, 0.1, 20),
     case(aten.threshold.default, X, 0, 0, emits=("Relu",)),
@@ -188,9 +207,6 @@ PADDING = [
     case(aten.im2col.default, Input((4, 9, 8)), [3, 3], [1, 1], [1, 1], [1, 1]),
     case(aten.im2col.default, ANY_IMAGE, [3, 2], [1, 2], [1, 0], [2, 1]),
     case(aten.col2im.default, Input(("B", 24, 16)), [9, 8], [3, 2], [2, 1], [1, 0], [2, 2]),
-    case(aten.unfold.default, LINE, -1, 3, 2),
-    case(aten.unfold.default, ANY_IMAGE, 2, 3, 2),
-    case(aten.unfold.default, IMAGE, 1, 2, 1),
 ]
 
 PIXELS = [
@@ -202,7 +218,14 @@ PIXELS = [
     case(aten.native_channel_shuffle.default, Input((2, 6, 2, 5)), 2),
     *(
         case(aten.grid_sampler.default, IMAGE, Input(("B", 5, 6, 2)), mode, padding, corners)
-        for mode, padding, corners in ((0, 0, False), (0, 1, True), (1, 2, False), (2, 0, True), (2, 1, False), (0, 2, True))
+        for mode, padding, corners in (
+            (0, 0, False),
+            (0, 1, True),
+            (1, 2, False),
+            (2, 0, True),
+            (2, 1, False),
+            (0, 2, True),
+        )
     ),
     case(aten.grid_sampler_2d.default, IMAGE, Input(("B", 5, 6, 2)), 0, 0, True),
     case(aten.grid_sampler_3d.default, VOLUME, Input(("B", 5, 6, 2, 3)), 0, 0, True, opsets=(20, 23)),
@@ -280,10 +303,10 @@ ATTENTION = [
     )
 ]
 
-SEQUENCE = Input(("T", "B", 5))
 
-
-def recurrent_weights(gates: int, layers: int, directions: int, biases: bool, input: int = 5, hidden: int = 3) -> list[Weight]:
+def recurrent_weights(
+    gates: int, layers: int, directions: int, biases: bool, input: int = 5, hidden: int = 3
+) -> list[Weight]:
     """List the parameters of a stacked recurrent op in torch's order."""
     rows, result = gates * hidden, []
     for layer in range(layers):
@@ -295,7 +318,7 @@ def recurrent_weights(gates: int, layers: int, directions: int, biases: bool, in
 
 
 def recurrent(op: Any, gates: int, layers: int, directions: int, biases: bool, batch_first: bool, state: Any) -> Case:
-    sequence = Input(("B", "T", 5)) if batch_first else SEQUENCE
+    sequence = Input(("B", 6, 5)) if batch_first else Input((6, "B", 5))
     states: Any = [state, state] if gates == 4 else state
     weights = recurrent_weights(gates, layers, directions, biases)
     return case(op, sequence, states, weights, biases, layers, 0.0, False, directions == 2, batch_first)
@@ -317,11 +340,38 @@ RECURRENT = [
             (1, 2, True, True, Input((2, "B", 3))),
         )
     ),
-    case(aten.lstm.input, Input((6, 5)), [Input((2, 3)), Input((2, 3))], recurrent_weights(4, 1, 2, True), True, 1, 0.0, False, True, True),
-    case(aten.gru.input, Input((6, 5)), Input((1, 3)), recurrent_weights(3, 1, 1, False), False, 1, 0.0, False, False, False),
-    case(aten.lstm_cell.default, Input(("B", 5)), [Input(("B", 3)), Input(("B", 3))], *recurrent_weights(4, 1, 1, True)),
-    case(aten.lstm_cell.default, Input((5,)), [Input((3,)), Input((3,))], *recurrent_weights(4, 1, 1, False)),
+    case(
+        aten.lstm_cell.default, Input(("B", 5)), [Input(("B", 3)), Input(("B", 3))], *recurrent_weights(4, 1, 1, True)
+    ),
     case(aten.gru_cell.default, Input(("B", 5)), Input(("B", 3)), *recurrent_weights(3, 1, 1, True)),
     case(aten.rnn_tanh_cell.default, Input(("B", 5)), Input(("B", 3)), *recurrent_weights(1, 1, 1, True)),
     case(aten.rnn_relu_cell.default, Input(("B", 5)), Input(("B", 3)), *recurrent_weights(1, 1, 1, True)),
+]
+
+# Calls that have a rule, but for which the rule turns to torch.onnx's exporter.
+DELEGATED = [
+    case(aten.pixel_shuffle.default, Input((2, 3, 8, 4, 5)), 2),
+    case(aten.gru_cell.default, Input((2, 5)), Input((2, 3)), Input((9, 5)), Input((9, 3))),
+    case(
+        aten.lstm.input,
+        Input((4, 2, 5)),
+        [Input((1, 2, 2)), Input((1, 2, 3))],
+        [Weight((12, 5)), Weight((12, 2)), Weight((12,)), Weight((12,)), Weight((2, 3))],
+        True,
+        1,
+        0.0,
+        False,
+        False,
+        False,
+    ),
+    case(aten.gru.input, Input((4, 2, 5)), Input((1, 2, 3)), [Input((9, 5)), Input((9, 3))], False, 1, 0.0, False, False, False),
+]
+
+# What onnxruntime must make of a case: the opset, and an op of its optimized graph.
+FUSED: list[tuple[Case, int, str]] = [
+    (case(aten.gelu.default, X), 18, "Gelu"),
+    (case(aten.rms_norm.default, Input(("B", "T", 8)), [8], Weight((8,)), 1e-6), 21, "SimplifiedLayerNormalization"),
+    (case(aten.scaled_dot_product_attention.default, Q, K, V), 21, "FusedMatMul"),
+    (case(aten.scaled_dot_product_attention.default, Q, K, V), 23, "Attention"),
+    (case(aten.linear.default, Input((2, 3, 5)), Weight((4, 5)), Weight((4,))), 21, "Gemm"),
 ]

@@ -119,19 +119,22 @@ class Model(nn.Module):
                 tensor = leaf.draw(leaf.shape, generator)
                 self.register_parameter(f"weight_{position}", nn.Parameter(tensor, requires_grad=False))
 
-    def forward(
-        self, a: Tensor, b: Tensor | None = None, c: Tensor | None = None, d: Tensor | None = None
-    ) -> Any:
+    @property
+    def inputs(self) -> list[Input]:
+        """The tensor inputs of the call, in order."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Input)]
+
+    def forward(self, *inputs: Tensor) -> Any:
         """Call the op on the inputs and own parameters."""
-        given = iter([a, b, c, d])
-        values = []
+        given = iter(inputs)
+        values: list[Any] = []
         for position, leaf in enumerate(self.leaves):
             if isinstance(leaf, Input):
                 values.append(next(given))
             elif isinstance(leaf, Weight):
                 values.append(getattr(self, f"weight_{position}"))
             elif isinstance(leaf, SizeOf):
-                values.append(a.shape[leaf.dim] * leaf.factor)
+                values.append(inputs[0].shape[leaf.dim] * leaf.factor)
             else:
                 values.append(leaf)
         args, kwargs = pytree.tree_unflatten(values, self.spec)
@@ -139,38 +142,58 @@ class Model(nn.Module):
         return result if self.case.result is None else result[self.case.result]
 
 
-def emit(case: Case, opset: int) -> tuple[Model, OnnxModel]:
-    """Capture the call of a Case with its named sizes dynamic, and emit it."""
-    generator = torch.Generator().manual_seed(0)
-    model = Model(case, generator).eval()
-    inputs = [leaf for leaf in model.leaves if isinstance(leaf, Input)]
+class Group(nn.Module):
+    """The calls of many cases in one graph: torch.export and onnxruntime start once for all of them."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.models = nn.ModuleList(Model(case, generator) for case in cases)
+
+    def draw(self, sizes: Mapping[str, int], seed: int) -> list[list[Tensor]]:
+        """Draw the inputs of every case."""
+        generator = torch.Generator().manual_seed(seed)
+        return [[leaf.tensor(sizes, generator) for leaf in model.inputs] for model in self.models]
+
+    def forward(self, inputs: list[list[Tensor]]) -> Any:
+        """Make every call on its inputs."""
+        return [model(*given) for model, given in zip(self.models, inputs, strict=True)]
+
+
+def named(inputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Give the inputs of a Group the names that capture gives them."""
+    return {f"inputs_{i}_{j}": leaf for i, row in enumerate(inputs) for j, leaf in enumerate(row)}
+
+
+def emit(cases: Sequence[Case], opset: int) -> tuple[Group, OnnxModel]:
+    """Capture the calls with their named sizes dynamic, and emit them as one model."""
+    group = Group(cases).eval()
     dynamic = {
         name: {dim: size.lower() for dim, size in enumerate(leaf.shape) if isinstance(size, str)}
-        for name, leaf in zip("abcd", inputs, strict=False)
+        for name, leaf in named([model.inputs for model in group.models]).items()
     }
-    example = tuple(leaf.tensor(CAPTURE_SIZES, generator) for leaf in inputs)
-    program = capture(model, example, dynamic=dynamic)
-    targets = [node.target for node in program.graph.nodes]
-    assert case.op in targets or not isinstance(case.op, torch._ops.OpOverload), f"torch.export replaced {case.op}"
-    return model, to_onnx(program, opset=opset)
+    program = capture(group, (group.draw(CAPTURE_SIZES, 0),), dynamic=dynamic)
+    targets = {node.target for node in program.graph.nodes}
+    assert {case.op for case in cases} <= targets, "torch.export replaced one of the ops"
+    return group, to_onnx(program, opset=opset)
 
 
-def check(case: Case, opset: int) -> OnnxModel:
-    """Emit a Case and compare onnxruntime with torch at two sets of sizes; returns the emitted model."""
-    model, emitted = emit(case, opset)
+def check(cases: Sequence[Case], opset: int) -> OnnxModel:
+    """Emit calls and compare onnxruntime with torch at two sets of sizes; returns the emitted model."""
+    group, emitted = emit(cases, opset)
     onnx.checker.check_model(emitted.proto, full_check=True)
-    types = {node.op_type for node in emitted.proto.graph.node}
-    assert set(case.emits) <= types, f"{case.name} emits {sorted(types)}"
     session = session_of(emitted.proto)
-    names = [value.name for value in emitted.proto.graph.input]
+    names = {value.name for value in emitted.proto.graph.input}
     for seed, sizes in enumerate(RUN_SIZES):
-        generator = torch.Generator().manual_seed(seed)
-        inputs = [leaf.tensor(sizes, generator) for leaf in model.leaves if isinstance(leaf, Input)]
+        inputs = group.draw(sizes, seed)
         with torch.no_grad():
-            expected = [leaf for leaf in pytree.tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
-        feeds = {name: tensor.numpy() for name, tensor in zip("abcd", inputs, strict=False) if name in names}
-        for got, want in zip(session.run(None, feeds), expected, strict=True):
-            assert_close(got, want.numpy(), case.tolerance, f"{case.name} at {sizes}, opset {opset}")
+            expected = [[x for x in pytree.tree_leaves(row) if isinstance(x, Tensor)] for row in group(inputs)]
+        feeds = {name: tensor.numpy() for name, tensor in named(inputs).items() if name in names}
+        results = iter(session.run(None, feeds))
+        for case, row in zip(cases, expected, strict=True):
+            for want in row:
+                assert_close(next(results), want.numpy(), case.tolerance, f"{case.name} at {sizes}, opset {opset}")
+        assert next(results, None) is None
     return emitted
 
 

@@ -62,6 +62,12 @@ def test_case_1_linear_before() -> None:
     assert ops(result) == ["linear"]
 
 
+def test_case_1_linear_with_flattened_rows() -> None:
+    x = torch.randn(2, 5, 4)
+    program = chain(nn.Linear(4, 6, bias=False), nn.Flatten(0, 1), norm(6, 0), x=x)
+    assert ops(check(fold, program, x)) == ["linear", "flatten"]
+
+
 def test_case_1_conv_with_padding_by_name() -> None:
     x = image(3)
     assert ops(check(fold, chain(nn.Conv2d(3, 4, 3, padding="same"), norm(4), x=x), x)) == ["conv2d"]
@@ -163,6 +169,11 @@ def test_case_9_other_dimension() -> None:
     x = torch.randn(2, 4, 6)
     refuses(fold, chain(nn.Linear(6, 4), norm(4, 1), x=x))
     refuses(fold, chain(norm(4, 1), nn.Linear(6, 4), x=x))
+
+
+def test_case_9_rows_flattened_into_channels() -> None:
+    x = torch.randn(2, 3, 4)
+    refuses(fold, chain(nn.Linear(4, 2), nn.Flatten(1), norm(6, 0), x=x))
 
 
 def test_case_9_convolution_without_batch() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from fxopt.graph.capture import capture
 from fxopt.graph.pipeline import Pass, Pipeline
@@ -18,14 +18,25 @@ from fxopt.passes import (
 from tests.passes.cleanup.checks import FLOAT32_BOUND, assert_same_outputs, check, snapshot
 from tests.strategies import Drawn, networks
 
-EXACT = (DropInferenceNoOps, EliminateCommonSubexpressions, EliminateDeadCode)
-# No deadline and no count of the time to draw: nearly all of it is torch.export.
-FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXACT = (EliminateCommonSubexpressions, EliminateDeadCode)
+# No deadline and no shrinking, and the time to draw does not count: nearly all of it is torch.export.
+FEW = settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 FOLDABLE = (("conv", "norm", "scale"), ("conv_transpose", "norm", "scale"), ("norm", "conv", "pad"))
 
 
 def bound_of(by: Pass, drawn: Drawn) -> float:
-    """Return the bound of a pass; folds round weights once more in each of the blocks they reach."""
+    """Return the bound of a pass.
+
+    Folds round weights once more in each of the blocks they reach; without contiguous(), sums run in another order.
+    """
+    if isinstance(by, DropInferenceNoOps):
+        return FLOAT32_BOUND / 10
     return 0.0 if isinstance(by, EXACT) else FLOAT32_BOUND * (2 + len(drawn.blocks))
 
 
@@ -61,6 +72,6 @@ def test_random_rows_of_foldable_blocks(kinds: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 @given(networks(most=12))
-@settings(FEW, max_examples=150)
+@settings(FEW, max_examples=150, derandomize=False)
 def test_many_random_networks(drawn: Drawn) -> None:
     check_all(drawn)
