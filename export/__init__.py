@@ -3,8 +3,9 @@
 from fxopt.export.census import Census, take_census
 from fxopt.export.compare import OutputError, compare_outputs
 from fxopt.export.measure import Measurement, measure, profile
+from fxopt.export.model_file import OnnxModel
 from fxopt.export.session import Session
-from fxopt.export.to_onnx import OnnxModel, to_onnx
+from fxopt.export.to_onnx import to_onnx
 from fxopt.export.validate import Validation, validate
 
 __all__ = [

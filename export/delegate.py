@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import UnsupportedOpError, where
 from fxopt.export.builder import CONTRIB, ONNX_TYPE, OnnxGraph, Value
+from fxopt.graph.program import TRAINING_ARGUMENT
 
 CURE = "Write that line with other ops, or add a rule for the op to fxopt.export.onnx_rules."
 
@@ -31,7 +32,7 @@ def delegate(g: OnnxGraph, node: fx.Node) -> Value:
     """
     if not isinstance(node.target, torch._ops.OpOverload):
         raise UnsupportedOpError(f"{where(node)} is no ATen op. {CURE}")
-    if torch.Tag.nondeterministic_seeded in node.target.tags:
+    if torch.Tag.nondeterministic_seeded in node.target.tags and node.target not in TRAINING_ARGUMENT:
         raise UnsupportedOpError(
             f"{where(node)} draws random numbers, which no runtime repeats as torch draws them. "
             "Draw them outside of the model and pass them as an input, or store them in a buffer."
@@ -107,12 +108,8 @@ class _SingleCall(nn.Module):
     def dynamic_dims(self) -> list[list[int]]:
         """List the dimensions of each input that are no plain ints."""
         fakes = [node.meta["val"] for node in self.inputs]
-        return [
-            [dim for dim, size in enumerate(fake.shape) if not isinstance(size, int)]
-            if isinstance(fake, Tensor)
-            else [0] * (not isinstance(fake, int))
-            for fake in fakes
-        ]
+        shapes: list[Any] = [fake.shape if isinstance(fake, Tensor) else [fake] for fake in fakes]
+        return [[dim for dim, size in enumerate(shape) if not isinstance(size, int)] for shape in shapes]
 
     def input_values(self, g: OnnxGraph) -> list[str]:
         """Name the ONNX value of each input; a symbolic integer n is a tensor of n elements."""
@@ -135,7 +132,9 @@ def _hint(call: fx.Node, size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size
     if not size.node.has_hint():
-        raise UnsupportedOpError(f"{where(call)} takes a size that depends on the data, which torch.onnx cannot. {CURE}")
+        raise UnsupportedOpError(
+            f"{where(call)} takes a size that depends on the data, which torch.onnx cannot. {CURE}"
+        )
     hint = size.node.hint
     assert isinstance(hint, int)
     return hint
@@ -195,7 +194,11 @@ def _silent() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

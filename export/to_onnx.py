@@ -7,22 +7,21 @@ rule is delegated alone to torch.onnx's exporter and inlined.
 from __future__ import annotations
 
 import operator
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import external_data_helper, helper
+from onnx import helper
 from torch import Tensor, fx
 
 from fxopt.errors import ExportError, FxoptError, TargetError, where
 from fxopt.export.builder import CONTRIB, ONNX_TYPE, OnnxGraph, Value
 from fxopt.export.delegate import delegate
+from fxopt.export.lower import lower
+from fxopt.export.model_file import OnnxModel
 from fxopt.export.onnx_rules import ONNX_RULES
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.target import OPSETS, Target, find_target
@@ -31,21 +30,6 @@ from fxopt.version import __version__
 IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 DEFAULT_OPSET = 21
 ATTENTION_OPSET = 23
-# protobuf cannot hold a message of 2 GiB; above this many bytes of weights they go into a file beside the model.
-EXTERNAL_DATA_BYTES = 1_900_000_000
-
-
-@dataclass(frozen=True)
-class OnnxModel:
-    """An emitted model: the proto, and the ops that were delegated to torch.onnx, with the nodes they came from."""
-
-    proto: onnx.ModelProto
-    delegated: Mapping[str, tuple[str, ...]]
-
-    @property
-    def opset(self) -> int:
-        """The version of the default operator set."""
-        return next(int(entry.version) for entry in self.proto.opset_import if entry.domain == "")
 
 
 def to_onnx(
@@ -64,16 +48,15 @@ def to_onnx(
     Raises ExportError, TargetError, or UnsupportedOpError for an op that neither fxopt nor torch.onnx can express.
     """
     found = find_target(target)
-    program = program.eval()
+    program = lower(program.eval(), found)
     version = _choose_opset(program, found, opset)
     graph = OnnxGraph(program, version, found)
     inputs, outputs = _boundary_specs(graph)
     _emit_nodes(graph)
     _emit_outputs(graph, outputs)
-    proto = _assemble(graph, inputs, outputs, {"fxopt.target": found.name, **(metadata or {})})
-    result = OnnxModel(proto, {op: tuple(nodes) for op, nodes in graph.delegated.items()})
+    result = _assemble(graph, inputs, outputs, {"fxopt.target": found.name, **(metadata or {})})
     if path is not None:
-        write(result.proto, Path(path))
+        result.write(Path(path))
     return result
 
 
@@ -195,22 +178,24 @@ def _rename_value(graph: OnnxGraph, old: str, new: str) -> None:
 
 def _assemble(
     graph: OnnxGraph, inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: Mapping[str, str]
-) -> onnx.ModelProto:
+) -> OnnxModel:
     nodes = _live_nodes(graph.nodes, {spec.name for spec in outputs})
     used = {name for node in nodes for name in _read_names(node)}
-    initializers = [
-        tensor_proto(name, graph.initializers[name]) for name in graph.initializers if name in used
-    ]
-    onnx_graph = helper.make_graph(
-        nodes, "fxopt", [_value_info(spec) for spec in graph.program.inputs], [_value_info(spec) for spec in outputs], initializers
-    )
     imports = [helper.make_opsetid("", graph.opset)]
     if any(node.domain == CONTRIB for node in nodes):
         imports.append(helper.make_opsetid(CONTRIB, 1))
-    model = helper.make_model_gen_version(onnx_graph, opset_imports=imports, ir_version=IR_VERSION[graph.opset])
-    model.producer_name, model.producer_version = "fxopt", __version__
-    helper.set_model_props(model, {"fxopt.version": __version__, "fxopt.history": "\n".join(graph.program.history), **metadata})
-    return model
+    boundary = [[_value_info(spec) for spec in specs] for specs in (inputs, outputs)]
+    skeleton = helper.make_model_gen_version(
+        helper.make_graph(nodes, "fxopt", *boundary), opset_imports=imports, ir_version=IR_VERSION[graph.opset]
+    )
+    skeleton.producer_name, skeleton.producer_version = "fxopt", __version__
+    history = "\n".join(graph.program.history)
+    helper.set_model_props(skeleton, {"fxopt.version": __version__, "fxopt.history": history, **metadata})
+    return OnnxModel(
+        skeleton,
+        weights={name: weight for name, weight in graph.initializers.items() if name in used},
+        delegated={op: tuple(nodes) for op, nodes in graph.delegated.items()},
+    )
 
 
 def _live_nodes(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
@@ -235,37 +220,3 @@ def _read_names(node: onnx.NodeProto) -> list[str]:
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, ONNX_TYPE[spec.dtype], list(spec.shape))
-
-
-def tensor_proto(name: str, value: np.ndarray[Any, Any] | Tensor) -> onnx.TensorProto:
-    """Make an initializer from an array or a tensor."""
-    proto = onnx.TensorProto(name=name)
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        proto.data_type = ONNX_TYPE[tensor.dtype]
-        proto.dims.extend(tensor.shape)
-        proto.raw_data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).tobytes() if tensor.numel() else b""
-        return proto
-    array = np.ascontiguousarray(value)
-    proto.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    proto.dims.extend(value.shape)
-    proto.raw_data = array.tobytes()
-    return proto
-
-
-def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model so that `path` either holds all of it or what it held before. Raises ExportError."""
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    data_name = f"{path.name}.data"
-    try:
-        with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            if weights > EXTERNAL_DATA_BYTES:
-                external_data_helper.convert_model_to_external_data(model, all_tensors_to_one_file=True, location=data_name)
-                onnx.save_model(model, temporary)
-                os.replace(Path(folder) / data_name, path.parent / data_name)
-            else:
-                temporary.write_bytes(model.SerializeToString())
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ExportError(f"Cannot write {path}: {error.strerror or error}. Choose a folder that exists and is writable.") from error

@@ -23,8 +23,9 @@ from fxopt.data import CalibrationData, Data
 from fxopt.errors import ExportError, ModelError, TargetError, ValidationError
 from fxopt.export.compare import OutputError, compare_outputs
 from fxopt.export.measure import Measurement, measure
+from fxopt.export.model_file import OnnxModel
 from fxopt.export.session import Session
-from fxopt.export.to_onnx import OnnxModel, to_onnx
+from fxopt.export.to_onnx import to_onnx
 from fxopt.export.validate import Validation, reference_outputs, validate
 from fxopt.graph.capture import Dynamic, call_of, capture
 from fxopt.graph.cost import macs_per_sample, parameter_count

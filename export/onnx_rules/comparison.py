@@ -50,7 +50,9 @@ BITWISE: dict[Any, tuple[str, str]] = {
         [aten.bitwise_and.Tensor, aten.bitwise_and.Scalar, aten.bitwise_and.Scalar_Tensor], ("And", "BitwiseAnd")
     ),
     **dict.fromkeys([aten.__and__.Tensor, aten.__and__.Scalar], ("And", "BitwiseAnd")),
-    **dict.fromkeys([aten.bitwise_or.Tensor, aten.bitwise_or.Scalar, aten.bitwise_or.Scalar_Tensor], ("Or", "BitwiseOr")),
+    **dict.fromkeys(
+        [aten.bitwise_or.Tensor, aten.bitwise_or.Scalar, aten.bitwise_or.Scalar_Tensor], ("Or", "BitwiseOr")
+    ),
     **dict.fromkeys([aten.__or__.Tensor, aten.__or__.Scalar], ("Or", "BitwiseOr")),
     **dict.fromkeys(
         [aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar, aten.bitwise_xor.Scalar_Tensor], ("Xor", "BitwiseXor")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -98,7 +99,7 @@ def _common_shape(g: OnnxGraph, names: list[str], nodes: list[fx.Node]) -> str:
     if len(nodes) == len(names):
         sizes = [tuple(g.val(node).shape) for node in nodes]
         if all(isinstance(size, int) for shape in sizes for size in shape):
-            return ints(g, list(torch.broadcast_shapes(*sizes)))
+            return ints(g, np.broadcast_shapes(*sizes))
     total = names[0]
     for name in names[1:]:
         total = g.op("Add", total, name)

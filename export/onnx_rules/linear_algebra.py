@@ -34,7 +34,9 @@ def product(_: None) -> Rule:
 def addmm(g: OnnxGraph, self: fx.Node, mat1: fx.Node, mat2: fx.Node, beta: Any, alpha: Any) -> str:
     """aten::addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     if g.dtype() in KERNEL_DTYPES["Gemm"] and not isinstance(beta, fx.Node) and not isinstance(alpha, fx.Node):
-        factors = {name: float(factor) for name, factor in (("alpha", alpha), ("beta", beta)) if factor != 1}
+        factors: dict[str, Any] = {
+            name: float(factor) for name, factor in (("alpha", alpha), ("beta", beta)) if factor != 1
+        }
         return g.op("Gemm", mat1, mat2, self if beta != 0 else None, **factors)
     return plus_product(g, self, mat1, mat2, beta, alpha)
 

@@ -20,7 +20,9 @@ HALVES = {torch.float16, torch.bfloat16}  # onnxruntime itself computes these in
 # The dtypes that onnxruntime's CPU kernels take, for ops that do not take all numbers (1.23 to 1.31).
 KERNEL_DTYPES: dict[str, set[torch.dtype]] = {
     **dict.fromkeys(["Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Det"], _FLOAT),
-    **dict.fromkeys(["Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos", "Tanh", "Floor", "Ceil", "Round", "Gemm"], _FLOATS),
+    **dict.fromkeys(
+        ["Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos", "Tanh", "Floor", "Ceil", "Round", "Gemm"], _FLOATS
+    ),
     **dict.fromkeys(["ReduceSum", "ReduceProd", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceLogSumExp"], _NUMBERS),
     **dict.fromkeys(["ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "Max", "Min", "Where"], _NUMBERS | _BYTES),
     **dict.fromkeys(["Pow", "CumSum", "MatMul", "Einsum", "EyeLike"], _NUMBERS),

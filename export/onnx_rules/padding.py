@@ -99,7 +99,11 @@ def col2im(
 ) -> str:
     """aten::col2im(Tensor self, SymInt[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor"""  # noqa: E501
     kernel, image = repeat(kernel_size, 2), g.sizes(output_size)
-    geometry: dict[str, Any] = {"dilations": repeat(dilation, 2), "pads": repeat(padding, 2) * 2, "strides": repeat(stride, 2)}
+    geometry: dict[str, Any] = {
+        "dilations": repeat(dilation, 2),
+        "pads": repeat(padding, 2) * 2,
+        "strides": repeat(stride, 2),
+    }
     return batched(g, self, 1, lambda x: g.op("Col2Im", x, image, kernel, **geometry))
 
 

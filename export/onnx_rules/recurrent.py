@@ -1,4 +1,8 @@
-"""LSTM, GRU and RNN: each layer is one ONNX op, with the weights rearranged to ONNX's order of gates."""
+"""LSTM, GRU and RNN: each layer is one ONNX op, with the weights rearranged to ONNX's order of gates.
+
+ONNX has no projected LSTM (h = R·h' of the cell's own output h'). It is an LSTM over h' whose recurrent weight is W·R,
+with R applied to what comes out; an initial h becomes R⁺·h, which R maps back to h while R has full row rank.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxopt.errors import ExportError, where
 from fxopt.export.builder import OnnxGraph, Rule, Value
 from fxopt.export.delegate import delegate
 
@@ -51,8 +56,6 @@ def lstm(
     batch_first: bool,
 ) -> Value:
     """aten::lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)"""  # noqa: E501
-    if str(g.val(hx[0]).shape[-1]) != str(g.val(hx[1]).shape[-1]):
-        return delegate(g, g.node)  # proj_size: the hidden state is projected, which ONNX's LSTM cannot
     return _layers(g, LSTM, input, hx, params, has_biases, num_layers, bidirectional, batch_first)
 
 
@@ -152,7 +155,8 @@ def _layers(
     """Emit one op a layer; returns the sequence and the last states, as torch shapes them."""
     if any(g.tensor(parameter) is None for parameter in params):
         return delegate(g, g.node)
-    directions, each = 2 if bidirectional else 1, 4 if has_biases else 2
+    directions = 2 if bidirectional else 1
+    each = len(params) // (num_layers * directions)
     x = g.op("Transpose", input, perm=[1, 0, 2]) if batch_first else g.value(input)
     firsts = [None if _is_zero(g, state) else g.value(state) for state in states]
     lasts: list[tuple[str, ...]] = []
@@ -174,14 +178,32 @@ def _layer(
     """Emit the op of one layer, given its parameters by direction."""
     tensors = [[g.tensor(node) for node in own] for own in directions]
     inputs, hiddens = (torch.stack([_reorder(own[i], cell) for own in tensors]) for i in (0, 1))
+    projection = None
+    if len(tensors[0]) % 2:  # [directions, hidden, projected]
+        projection = torch.stack([own[-1].t() for own in tensors if own[-1] is not None])
+        hiddens = (hiddens.double() @ projection.double().mT).to(hiddens.dtype)
+        initial = [_unproject(g, initial[0], projection), *initial[1:]]
     bias = None
-    if len(tensors[0]) == 4 and tensors[0][2] is not None:
+    if len(tensors[0]) >= 4 and tensors[0][2] is not None:
         bias = torch.stack([torch.cat([_reorder(own[2], cell), _reorder(own[3], cell)]) for own in tensors])
     names = [None if node is None else str(node.target) for node in directions[0]]
     weights = [g.constant(inputs, name=names[0]), g.constant(hiddens, name=names[1])]
     weights.append("" if bias is None else g.constant(bias, name=names[2]))
     attributes = cell.attributes(int(hiddens.shape[-1]), len(directions))
-    return g.ops(cell.op, x, *weights, None, *initial, outputs=1 + len(initial), **attributes)
+    y, *lasts = g.ops(cell.op, x, *weights, None, *initial, outputs=1 + len(initial), **attributes)
+    if projection is not None:
+        factor = g.constant(projection)
+        y, lasts[0] = g.op("MatMul", y, factor), g.op("MatMul", lasts[0], factor)
+    return (y, *lasts)
+
+
+def _unproject(g: OnnxGraph, initial: str | None, projection: Tensor) -> str | None:
+    """Return an initial state of the unprojected cell output that the projection maps to `initial`."""
+    if initial is None:
+        return None
+    if int(torch.linalg.matrix_rank(projection).min()) < projection.shape[-1]:
+        raise ExportError(f"{where(g.node)} has a projection without full rank; no initial state can be given to it.")
+    return g.op("MatMul", initial, torch.linalg.pinv(projection.double()).to(projection.dtype))
 
 
 def _reorder(parameter: Tensor | None, cell: _Cell) -> Tensor:

@@ -11,6 +11,7 @@ from onnx import helper
 from torch import fx
 
 from fxopt.export.builder import ONNX_TYPE, OnnxGraph, Rule
+from fxopt.export.delegate import delegate_one
 from fxopt.export.onnx_rules.elementwise import table
 from fxopt.export.onnx_rules.operands import compute, kernel_dtype, operand, reduced
 from fxopt.export.onnx_rules.shapes import filled, ints, is_static, joined, shape_value, size_of
@@ -191,7 +192,17 @@ def vector_norm(g: OnnxGraph, self: fx.Node, ord: float, dim: Any, keepdim: bool
     return compute(g, "Pow", reduced(g, "ReduceSum", compute(g, "Pow", size, ord), dims, keepdim, kind), 1 / ord)
 
 
-def norm(g: OnnxGraph, self: fx.Node, p: float | None, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+def linalg_norm(g: OnnxGraph, self: fx.Node, ord: float | None, dim: Any, keepdim: bool, dtype: Any) -> str:
+    """aten::linalg_norm(Tensor self, Scalar? ord=None, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""  # noqa: E501
+    is_matrix_norm = ord is not None and len(_dims(dim) or range(g.rank(self))) == 2
+    if is_matrix_norm:
+        return delegate_one(g)
+    return vector_norm(g, self, 2 if ord is None else ord, dim, keepdim, dtype)
+
+
+def norm(
+    g: OnnxGraph, self: fx.Node, p: float | None, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> str:
     """aten::norm.ScalarOpt_dim(Tensor self, Scalar? p, int[1] dim, bool keepdim=False) -> Tensor
     aten::norm.ScalarOpt_dim_dtype(Tensor self, Scalar? p, int[1] dim, bool keepdim, *, ScalarType dtype) -> Tensor
     """
@@ -232,7 +243,7 @@ def cumprod(g: OnnxGraph, self: fx.Node, dim: int, dtype: Any) -> str:
     )
     sizes = [size for position, size in enumerate(g.val(self).shape) if position != dim]
     ones = filled(g, shape_value(g, sizes, [self]), 1, kind)
-    along = {"num_scan_inputs": 1, "scan_input_axes": [dim], "scan_output_axes": [dim]}
+    along: dict[str, Any] = {"num_scan_inputs": 1, "scan_input_axes": [dim], "scan_output_axes": [dim]}
     return g.ops("Scan", ones, value, outputs=2, body=body, **along)[1]
 
 
@@ -294,6 +305,7 @@ RULES: dict[Any, Rule] = {
     aten.std_mean.correction: deviation_mean,
     aten.logsumexp.default: logsumexp,
     aten.linalg_vector_norm.default: vector_norm,
+    aten.linalg_norm.default: linalg_norm,
     aten.norm.ScalarOpt_dim: norm,
     aten.norm.ScalarOpt_dim_dtype: norm,
     aten.norm.Scalar: norm_all,

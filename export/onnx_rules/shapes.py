@@ -79,7 +79,7 @@ def _one_size(g: OnnxGraph, size: Any, sources: Sequence[fx.Node]) -> str:
 
 
 def reshape(g: OnnxGraph, node: fx.Node, given: Sequence[Any] | None = None) -> str:
-    """Reshape `node` to the shape of the node being emitted; `given` are its sizes (ints, -1, nodes) where it has any."""
+    """Reshape `node` to the shape of the node being emitted; `given` are the sizes (ints, -1, nodes) its call has."""
     source, result = g.val(node), g.val()
     moved = [
         size
@@ -94,10 +94,11 @@ def reshape(g: OnnxGraph, node: fx.Node, given: Sequence[Any] | None = None) -> 
 def _sizes_with_one_unknown(g: OnnxGraph, node: fx.Node, result: Tensor) -> list[Any]:
     """List sizes as ints and values, the one that is no size of `node` as -1."""
     known = [str(size) for size in g.val(node).shape]
-    return [
-        size if isinstance(size, int) else size_of(g, node, known.index(str(size))) if str(size) in known else -1
-        for size in result.shape
-    ]
+    sizes: list[Any] = list(result.shape)
+    for dim, size in enumerate(sizes):
+        if not isinstance(size, int):
+            sizes[dim] = size_of(g, node, known.index(str(size))) if str(size) in known else -1
+    return sizes
 
 
 def move_dims(g: OnnxGraph, value: Any, order: Sequence[int]) -> str:

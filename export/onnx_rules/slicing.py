@@ -30,7 +30,7 @@ aten = torch.ops.aten
 
 
 def slice_tensor(g: OnnxGraph, self: fx.Node, dim: int, start: Any, end: Any, step: int) -> str:
-    """aten::slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)"""
+    """aten::slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)"""  # noqa: E501
     if step == 1 and same_shape(g.val(self), g.val()):
         return g.value(self)
     return cut(g, self, dim, 0 if start is None else start, TO_THE_END if end is None else end, step)
@@ -143,7 +143,7 @@ def repeat(g: OnnxGraph, self: fx.Node, repeats: list[Any]) -> str:
 
 
 def repeat_interleave(g: OnnxGraph, self: fx.Node, repeats: Any, dim: int | None, output_size: Any) -> str:
-    """aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor"""
+    """aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor"""  # noqa: E501
     rank = g.rank(self)
     if dim is None or rank == 0:
         pairs = g.op("Expand", g.op("Reshape", self, [-1, 1]), g.sizes([1, repeats]))
@@ -189,7 +189,9 @@ def flip(g: OnnxGraph, self: fx.Node, dims: list[int]) -> str:
     count = len(dims) if g.rank(self) else 0
     if count == 0:
         return g.value(self)
-    return g.op("Slice", self, ints(g, [-1] * count), ints(g, [-TO_THE_END] * count), ints(g, dims), ints(g, [-1] * count))
+    return g.op(
+        "Slice", self, ints(g, [-1] * count), ints(g, [-TO_THE_END] * count), ints(g, dims), ints(g, [-1] * count)
+    )
 
 
 def rot90(g: OnnxGraph, self: fx.Node, k: int, dims: list[int]) -> str:
@@ -202,6 +204,23 @@ def rot90(g: OnnxGraph, self: fx.Node, k: int, dims: list[int]) -> str:
     order[dims[0]], order[dims[1]] = order[dims[1]], order[dims[0]]
     flipped = dims[0] if k % 4 == 1 else dims[1]
     return cut(g, move_dims(g, self, order), flipped, -1, -TO_THE_END, -1)
+
+
+def unfold(g: OnnxGraph, self: fx.Node, dimension: int, size: int, step: int) -> str:
+    """aten::unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)"""
+    rank = g.rank(self)
+    if rank == 0:
+        return unsqueeze(g, self, 0)
+    dim = dimension % rank
+    length = g.val(self).shape[dim]
+    if isinstance(length, int):
+        places = g.constant(np.arange(0, length - size + 1, step)[:, None] + np.arange(size))
+    else:
+        end = g.op("Sub", g.op("Squeeze", size_of(g, self, dim)), g.constant(size - 1))
+        starts = g.op("Range", g.constant(0), end, g.constant(step))
+        places = g.op("Add", unsqueeze(g, starts, 1), g.constant(np.arange(size)))
+    windows = g.op("Gather", self, places, axis=dim)
+    return move_dims(g, windows, [*(d for d in range(rank + 1) if d != dim + 1), dim + 1])
 
 
 def diagonal(g: OnnxGraph, self: fx.Node, offset: int, dim1: int, dim2: int) -> str:
@@ -268,6 +287,7 @@ RULES: dict[Any, Rule] = {
     aten.roll.default: roll,
     aten.flip.default: flip,
     aten.rot90.default: rot90,
+    aten.unfold.default: unfold,
     aten.diagonal.default: diagonal,
     aten.tril.default: tril,
     aten.triu.default: triu,

@@ -33,7 +33,7 @@ COMPARISONS: dict[Any, str] = {
     operator.ge: "GreaterOrEqual",
 }
 LOGIC: dict[Any, str] = {operator.and_: "And", operator.or_: "Or"}
-UNARY: dict[Any, str] = {operator.neg: "Neg", operator.abs: "Abs", torch._sym_sqrt: "Sqrt"}
+UNARY: dict[Any, str] = {operator.neg: "Neg", operator.abs: "Abs", getattr(torch, "_sym_sqrt"): "Sqrt"}  # noqa: B009
 # From a float to an int.
 ROUNDINGS: dict[Any, str | None] = {
     math.ceil: "Ceil",

@@ -135,7 +135,9 @@ def expand(g: OnnxGraph, self: fx.Node, size: Sequence[Any], implicit: bool = Fa
     """aten::expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)
     aten::broadcast_to(Tensor(a) self, SymInt[] size) -> Tensor(a)
     """
-    return expanded(g, self, [new if isinstance(new, int) else given for new, given in zip(g.val().shape, size, strict=True)])
+    return expanded(
+        g, self, [new if isinstance(new, int) else given for new, given in zip(g.val().shape, size, strict=True)]
+    )
 
 
 def expanded(g: OnnxGraph, node: fx.Node, sizes: Sequence[Any], sources: Sequence[fx.Node] = ()) -> str:

@@ -62,7 +62,8 @@ def call_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     raise CaptureError(
-        f"example_inputs must be a Tensor, a tuple (positional) or a dict (keywords), got {type(example_inputs).__name__}."
+        "example_inputs must be a Tensor, a tuple (positional) or a dict (keywords), "
+        f"got {type(example_inputs).__name__}."
     )
 
 

@@ -27,7 +27,8 @@ def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Te
 @torch.library.custom_op(
     "fxopt::quantize",
     mutates_args=(),
-    schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max, ScalarType dtype) -> Tensor",
+    schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max, ScalarType dtype)"
+    " -> Tensor",
 )
 def _quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype

@@ -55,7 +55,7 @@ class TensorSpec:
 class Program:
     """A captured model: the graph, what goes in and out, and which passes made it.
 
-    - `module`: an fx.GraphModule over ATen ops; calling it takes the tensor inputs in order and returns the flat outputs.
+    - `module`: an fx.GraphModule over ATen ops; calling it takes the tensor inputs in order, returns the flat outputs.
     - `inputs`: one spec a tensor input, in the order of the placeholders.
     - `outputs`: one spec a flat output; None where the original output holds None or a plain number.
     - `in_spec`, `out_spec`: the pytree structure of the original call `(args, kwargs)` and of its result.

@@ -132,7 +132,7 @@ class Edit:
     def call(
         self, op: Op, *args: Any, before: fx.Node, like: fx.Node | None = None, name: str | None = None, **kwargs: Any
     ) -> fx.Node:
-        """Insert a call of `op` before a node, with its fake tensor; source lines are taken from `like` (or `before`)."""
+        """Insert a call of `op` before a node, with its fake tensor; source lines come from `like` (or `before`)."""
         with self.graph.inserting_before(before):
             node = self.graph.create_node("call_function", op, args, kwargs, name=name)
         _inherit(node, like or before)

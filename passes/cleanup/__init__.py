@@ -29,6 +29,7 @@ CLEANUP: tuple[Pass, ...] = (
     EliminateCommonSubexpressions(),
     FoldAffine(),  # before batch norm: conv -> scale -> bn and conv -> bn -> scale both end as one conv
     FoldBatchNorm(),
+    DropInferenceNoOps(),  # what stood around a batch norm, such as flatten and its reverse, may now meet
     FoldPad(),  # after batch norm: bn -> conv folds only while the conv has no padding
     MergeLinear(),
 )

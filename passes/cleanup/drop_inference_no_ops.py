@@ -35,7 +35,7 @@ Simpler = fx.Node | Call | None
 
 @dataclass(frozen=True)
 class DropInferenceNoOps:
-    """Drop calls that do nothing in inference. Every value stays exactly the same; only its layout in memory may differ.
+    """Drop calls that do nothing in inference. Values stay exactly the same; their layout in memory may differ.
 
     Dropped:
     1. dropout in inference mode, and with probability 0.
@@ -48,7 +48,8 @@ class DropInferenceNoOps:
     Made one:
     8. permute and transpose in a row, dropped if they undo each other.
     9. reshape after any reshaping: the first has no effect; dropped if the shape is that before the first.
-    10. view is spelled reshape, so that the layout that contiguous made is not needed.
+    10. view is spelled reshape, so that the layout that contiguous made is not needed; so are view_as and reshape_as,
+        so that they do not keep another value in use.
     Left alone:
     11. dropout in training mode.
     12. Calls that change the dtype, broadcast, or cut something off.
@@ -133,6 +134,9 @@ def _reshape(node: fx.Node) -> Simpler:
             return root
     if same_tensor(node, source):
         return source
+    if node.target in (aten.view_as.default, aten.reshape_as.default):
+        sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+        return Call(aten.reshape.default, (root, sizes)) if sizes.count(-1) <= 1 else None
     if node.target in EXPLICIT_RESHAPES and (root is not source or node.target is not aten.reshape.default):
         return Call(aten.reshape.default, (root, node.args[1] if len(node.args) > 1 else argument(node, "shape")))
     return None

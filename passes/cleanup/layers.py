@@ -180,7 +180,8 @@ def replace_tensor(edit: Edit, user: fx.Node, old: fx.Node, value: Tensor) -> fx
     if len(readers) > 1 or set(old.users) != {user} or uses > 1 or not same_kind:
         return edit.add_constant(str(old.target), value, before=user)
     set_attribute(edit.module, str(old.target), value)
-    old.meta["val"] = edit.mode.from_tensor(value.detach(), static_shapes=True)
+    if old.meta["val"].shape != value.shape:
+        old.meta["val"] = edit.mode.from_tensor(value.detach(), static_shapes=True)
     return old
 
 

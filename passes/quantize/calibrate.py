@@ -146,8 +146,7 @@ def _quantize_values(edit: Edit, ranges: Mapping[str, tuple[float, float]]) -> N
     start = next(node for node in edit.graph.nodes if node.op != "placeholder")
     parameters: dict[str, tuple[fx.Node, fx.Node]] = {}
     for group, (low, high) in ranges.items():
-        finite = (low, high) if low <= high else (0.0, 0.0)  # a group that saw empty tensors only
-        scale, zero_point = affine_parameters(*finite, QUANT_MIN, QUANT_MAX)
+        scale, zero_point = affine_parameters(low, high, QUANT_MIN, QUANT_MAX)
         scale = _absorbing_scale(scale, zero_point, bounds[group])
         parameters[group] = (
             edit.add_constant(f"{group}_scale", torch.tensor(scale, dtype=torch.float32), before=start),

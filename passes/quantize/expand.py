@@ -23,6 +23,10 @@ from fxopt.target import Target
 
 aten = torch.ops.aten
 
+# 255 steps reach 6, and a little more: with 6 / 255 the sum 0 + 3 would lie halfway between two steps, where kernels
+# round differently, and zero is the most frequent value there is.
+SIX_STEP = 6 / 254.9
+
 
 def expand_activations(edit: Edit, target: Target) -> None:
     """Spell every silu, hardsigmoid and hardswish between dequantize and quantize with integer ops."""
@@ -41,8 +45,8 @@ def _silu(edit: Edit, node: fx.Node, target: Target) -> None:
 def _hardswish(edit: Edit, node: fx.Node, target: Target) -> None:
     x = node.args[0]
     shifted = edit.call(aten.add.Tensor, x, _three(edit, node, target), before=node, name=f"{node.name}_shifted")
-    six, zero_point = _parameters(edit, node, "six", 6 / 255, target)
-    one, _ = _parameters(edit, node, "one", 1 / 255, target)
+    six, zero_point = _parameters(edit, node, "six", SIX_STEP, target)
+    one, _ = _parameters(edit, node, "one", SIX_STEP / 6, target)
     _become(node, aten.mul.Tensor, x, _requantized(edit, node, shifted, six, one, zero_point, target))
 
 
@@ -52,8 +56,8 @@ def _hardsigmoid(edit: Edit, node: fx.Node, target: Target) -> None:
     readers = {reader for user in quantizers for reader in user.users}
     if len(quantizers) != 1 or any(set(scale.users) - readers - set(quantizers) for scale in scales):  # type: ignore[union-attr]
         return  # other values share the scale: it is not ours to choose
-    six, zero_point = _parameters(edit, node, "six", 6 / 255, target)
-    one, _ = _parameters(edit, node, "one", 1 / 255, target)
+    six, zero_point = _parameters(edit, node, "six", SIX_STEP, target)
+    one, _ = _parameters(edit, node, "one", SIX_STEP / 6, target)
     _become(node, aten.add.Tensor, node.args[0], _three(edit, node, target))
     (quantizer,) = quantizers
     quantizer.args = (node, six, zero_point, *quantizer.args[3:])

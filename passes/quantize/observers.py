@@ -16,7 +16,7 @@ Observer = Literal["minmax", "mse"]
 
 BINS = 2048
 # Elements of one batch of one value that enter the histogram; minimum and maximum are always those of all elements.
-SAMPLES = 65_536
+SAMPLES = 131_072
 # Below this, ranges are taken for zero: scales and their products must stay normal float32 numbers.
 SMALLEST_STEP = 1e-20
 ZERO_RANGE = 1.0
@@ -55,7 +55,8 @@ class MeanSquaredError:
 
     The histogram has BINS bins between `start` and `start + BINS * width`. A value outside doubles the range towards
     it: pairs of bins merge, so counts stay exact. A batch enters with at most SAMPLES elements, taken at a fixed
-    stride that shares no factor with the number of elements (so it visits all channels and places alike).
+    stride that shares no factor with the number of elements (so it visits all channels and places alike); each
+    stands for as many elements as were left out.
     """
 
     def __init__(self) -> None:
@@ -69,11 +70,12 @@ class MeanSquaredError:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(low, high)
         if self.width == 0.0:  # every value so far is the same one
-            self.counts[0] += min(values.numel(), SAMPLES)
+            self.counts[0] += values.numel()
             return
         sample = subsample(values)
-        places = ((sample.to(torch.float64) - self.start) / self.width).to(torch.int64).clamp_(0, BINS - 1)
-        self.counts += torch.bincount(places, minlength=BINS)
+        # One multiplication in the dtype of the values; the factor keeps the largest value out of bin number BINS.
+        places = ((sample - self.start) * ((1 - 1e-5) / self.width)).to(torch.int16)
+        self.counts += torch.bincount(places, minlength=BINS) * (values.numel() / sample.numel())
 
     def _cover(self, low: float, high: float) -> None:
         if self.width == 0.0:
@@ -81,7 +83,9 @@ class MeanSquaredError:
             if count == 0.0:
                 self.start = low
             low, high = min(low, self.start), max(high, self.start)
-            self.width = max((high - low) / BINS * (1 + 1e-6), 0.0)
+            self.width = (high - low) / BINS * (1 + 1e-6)
+            if self.width < SMALLEST_STEP:
+                self.width = 0.0
             self.start = low
             if count and self.width:
                 self.counts.zero_()
@@ -105,7 +109,8 @@ class MeanSquaredError:
             return low, high
         used = self.counts > 0
         centers = (self.start + self.width * (torch.arange(BINS, dtype=torch.float64) + 0.5))[used]
-        return best_range(centers.clamp(self.low, self.high), self.counts[used], low, high, steps)
+        values = centers.clamp(self.low, self.high).to(torch.float32)
+        return best_range(values, self.counts[used].to(torch.float32), low, high, steps)
 
 
 def subsample(values: Tensor, limit: int = SAMPLES) -> Tensor:
@@ -124,13 +129,13 @@ def best_range(values: Tensor, counts: Tensor, low: float, high: float, steps: i
 
     Both ends shrink on a grid of fractions, which is then refined around the best pair three times.
     """
-    best, spread = (1.0, 1.0), 0.5
+    best, spread = (1.0, 1.0), 0.45
     center = (0.55, 0.55)
-    for size in (17, 9, 9, 9):
+    for size in (13, 7, 7, 7):
         lows = _fractions(center[0], spread, size) if low < 0 else [1.0]
         highs = _fractions(center[1], spread, size) if high > 0 else [1.0]
         pairs = [best, *((a, b) for a in lows for b in highs)]
-        ends = torch.tensor(pairs, dtype=torch.float64) * torch.tensor([low, high], dtype=torch.float64)
+        ends = torch.tensor(pairs, dtype=values.dtype) * torch.tensor([low, high], dtype=values.dtype)
         errors = squared_errors(values, counts, ends[:, 0], ends[:, 1], steps)
         best = pairs[int(errors.argmin())]
         center, spread = best, spread * 2 / (size - 1)

@@ -130,6 +130,9 @@ SLICING = [
     case(aten.flip.default, X, [0, -1]),
     case(aten.flip.default, ONE, []),
     *[case(aten.rot90.default, X, k, [1, 2]) for k in (-1, 0, 1, 2)],
+    case(aten.unfold.default, IMAGE, 2, 3, 2),
+    case(aten.unfold.default, ANY, 1, 3, 1),
+    case(aten.unfold.default, ONE, 0, 1, 1),
     case(aten.diagonal.default, X, 0, 1, 2),
     case(aten.diagonal.default, Input((5, "B", 4, "T")), -2, 0, 2),
     case(aten.diagonal.default, Input((5, 4)), 1),
@@ -193,7 +196,15 @@ SCATTER = [
     case(aten.scatter.value_reduce, X, 1, Input(("B", 3, 4), places), 2.0, kwargs={"reduce": "multiply"}),
     case(aten.scatter_add.default, X, 1, Input(("B", 5, 2), places), Input(("B", 5, 4))),
     *[
-        case(aten.scatter_reduce.two, X, 1, Input(("B", 3, 4), places), Input(("B", 3, 4)), reduce, kwargs={"include_self": s})
+        case(
+            aten.scatter_reduce.two,
+            X,
+            1,
+            Input(("B", 3, 4), places),
+            Input(("B", 3, 4)),
+            reduce,
+            kwargs={"include_self": s},
+        )
         for reduce in ("sum", "prod", "amax", "amin", "mean")
         for s in (True, False)
     ],

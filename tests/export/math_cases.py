@@ -1,4 +1,4 @@
-"""The cases of the rules for arithmetic, comparisons, reductions, products and new tensors: at least one for each row."""
+"""The cases of the rules for arithmetic, comparisons, reductions, products, new tensors: at least one for each row."""
 
 from __future__ import annotations
 
@@ -107,7 +107,11 @@ ELEMENTWISE = [
     case(aten.rsub.Scalar, N, 3, 2),
     *each([aten.pow.Tensor_Tensor, aten.float_power.Tensor_Tensor], P, Q),
     *each([aten.pow.Scalar, aten.float_power.Scalar], 2.0, X),
-    *[case(op, P, n) for op in (aten.pow.Tensor_Scalar, aten.float_power.Tensor_Scalar) for n in (2, 3, 0.5, -0.5, -1, 1)],
+    *[
+        case(op, P, n)
+        for op in (aten.pow.Tensor_Scalar, aten.float_power.Tensor_Scalar)
+        for n in (2, 3, 0.5, -0.5, -1, 1)
+    ],
     *each([aten.pow.Tensor_Scalar], N, 2),
     *[
         case(op, X, ROW, kwargs={"rounding_mode": mode})
@@ -154,7 +158,12 @@ COMPARISON = [
     *[
         case(getattr(packet, overload), left, right)
         for packet in (aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor)
-        for overload, left, right in (("Tensor", N, M), ("Tensor", BOOL, FLAG), ("Scalar", N, 3), ("Scalar_Tensor", 3, N))
+        for overload, left, right in (
+            ("Tensor", N, M),
+            ("Tensor", BOOL, FLAG),
+            ("Scalar", N, 3),
+            ("Scalar_Tensor", 3, N),
+        )
     ],
     *[
         case(getattr(packet, overload), left, right)
@@ -199,6 +208,9 @@ REDUCTION = [
     case(aten.logsumexp.default, X, [1], True),
     *[case(aten.linalg_vector_norm.default, X, order, [1]) for order in (2, 1, 0, 3.5, float("inf"), float("-inf"))],
     case(aten.linalg_vector_norm.default, X),
+    case(aten.linalg_norm.default, X, kwargs={"dim": [1]}),
+    case(aten.linalg_norm.default, X, 1, [-1], True),
+    case(aten.linalg_norm.default, X),
     case(aten.norm.Scalar, X),
     case(aten.norm.ScalarOpt_dim, X, None, [1, 2], True),
     case(aten.norm.ScalarOpt_dtype, X, 1, kwargs={"dtype": torch.float64}),

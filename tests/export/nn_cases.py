@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
-from tests.export.op_cases import Case, Input, SizeOf, Weight, case, integers, mask, normal, positive
+from tests.export.op_cases import Input, SizeOf, Weight, case, integers, mask, normal, positive
 
 aten = torch.ops.aten
 
@@ -28,6 +25,7 @@ CONVOLUTION = [
     case(aten.conv_transpose1d.default, LINE, Weight((4, 3, 3)), Weight((6,)), [2], [1], [1], 2),
     case(aten.conv_transpose2d.input, ANY_IMAGE, Weight((4, 5, 3, 2)), None, [2, 1], [1, 0], [1, 0], 1, [1, 2]),
     case(aten.conv_transpose2d.input, Input((4, "H", 8)), Weight((4, 5, 2, 2)), Weight((5,)), [2]),
+    case(aten.conv_transpose2d.input, IMAGE, Weight((4, 2, 2, 2)), Weight((2,)), [1, 2], [0, 1], [2, 2], 1, [3, 3]),
     case(aten.conv_transpose3d.input, VOLUME, Weight((4, 5, 3, 2, 1)), Weight((5,)), [2]),
     case(aten.convolution.default, IMAGE, Weight((6, 4, 3, 3)), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
     case(aten.convolution.default, IMAGE, Weight((4, 6, 3, 3)), None, [2, 2], [1, 1], [1, 1], True, [1, 1], 1),
@@ -47,6 +45,7 @@ POOLING = [
     case(aten.max_pool2d.default, IMAGE, 2, 2, 1, 1, True),
     case(aten.max_pool2d.default, ANY_IMAGE, 3, 2, 1, 1, True),
     case(aten.max_pool2d.default, Input((4, "H", "W")), 2, 2, 0, 1, True),
+    case(aten.max_pool2d.default, Input(("B", 2, 6, 5)), [2, 2], [3, 2], [1, 0], [3, 3], True),
     case(aten.max_pool3d.default, VOLUME, [2, 3, 1], [2, 2, 1], [1, 1, 0], 1, True),
     case(aten.max_pool1d_with_indices.default, LINE, [3], [2], [1]),
     case(aten.max_pool2d_with_indices.default, ANY_IMAGE, 3, 2, 1),
@@ -234,6 +233,7 @@ PIXELS = [
 RESIZE = [
     case(aten.upsample_nearest1d.default, LINE, [22], emits=("Resize",)),
     case(aten.upsample_nearest1d.default, LINE, [25], 2.3),
+    case(aten.upsample_nearest1d.default, Input(("B", 1, 3)), [3], 1.3),
     case(aten.upsample_nearest1d.vec, LINE, None, [0.7]),
     case(aten.upsample_nearest2d.default, IMAGE, [5, 19]),
     case(aten.upsample_nearest2d.vec, ANY_IMAGE, None, [2.0, 2.0]),
@@ -248,6 +248,7 @@ RESIZE = [
     case(aten._upsample_nearest_exact3d.default, VOLUME, [14, 3, 7]),
     case(aten._upsample_nearest_exact3d.vec, VOLUME, None, [2.0, 0.5, 1.5]),
     case(aten.upsample_linear1d.default, LINE, [25], False),
+    case(aten.upsample_linear1d.default, Input(("B", 1, 3)), [3], False, 1.3),
     case(aten.upsample_linear1d.vec, Input(("B", 4, "T")), None, True, [2.0]),
     case(aten.upsample_bilinear2d.default, IMAGE, [5, 19], False),
     case(aten.upsample_bilinear2d.default, IMAGE, [20, 19], True),
@@ -255,6 +256,7 @@ RESIZE = [
     case(aten.upsample_bilinear2d.vec, ANY_IMAGE, [SizeOf(3), SizeOf(2)], False, None),
     case(aten.upsample_bilinear2d.vec, ANY_IMAGE, [7, 15], True, None),
     case(aten.upsample_bicubic2d.default, IMAGE, [5, 19], False),
+    case(aten.upsample_bicubic2d.default, Input(("B", 1, 9, 8)), [9, 8], True, 1.1, 1.05),
     case(aten.upsample_bicubic2d.vec, ANY_IMAGE, None, False, [1.5, 0.6]),
     case(aten.upsample_bicubic2d.vec, IMAGE, [13, 11], True, None),
     case(aten.upsample_trilinear3d.default, VOLUME, [14, 3, 7], False),
@@ -265,113 +267,4 @@ RESIZE = [
     case(aten._upsample_bicubic2d_aa.default, IMAGE, [5, 19], False),
     case(aten._upsample_bicubic2d_aa.vec, IMAGE, None, False, [0.4, 0.6]),
     case(aten._upsample_bicubic2d_aa.default, IMAGE, [13, 3], True),
-]
-
-
-def causal_padding(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Draw masks in which some rows attend to nothing."""
-    rows = torch.rand([*shape[:-1], 1], generator=generator) < 0.7
-    return mask(shape, generator) & rows
-
-
-def additive(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    return normal(shape, generator).masked_fill(~causal_padding(shape, generator), -torch.inf)
-
-
-Q, K, V = Input(("B", 4, "T", 8)), Input(("B", 4, "W", 8)), Input(("B", 4, "W", 6))
-FQ, FK = Input(("B", 4, 5, 8)), Input(("B", 4, 7, 8))
-ATTENTION = [
-    case(aten.scaled_dot_product_attention.default, *args, **options)
-    for args, options in (
-        ((Q, K, V), {}),
-        ((Q, K, V), {"kwargs": {"scale": 0.3}}),
-        ((FQ, FK, FK, None, 0.0, True), {}),
-        ((Q, K, V, None, 0.0, True), {}),
-        ((Q, K, V, Input(("B", 1, "T", "W"), causal_padding)), {}),
-        ((Q, K, V, Input(("B", 1, 1, "W"), mask)), {}),
-        ((Q, K, V, Input(("T", "W"), additive)), {}),
-        ((Q, K, V, Input((4, "T", 1))), {}),
-        ((Q, K, V, Input(("B", 4, "T", "W"))), {}),
-        ((FQ, FK, FK, Weight((5, 7), causal_padding)), {}),
-        ((FQ, FK, FK, Weight((4, 5, 7), additive)), {}),
-        ((FQ, FK, FK, Weight((1, 7))), {}),
-        ((Q, Input(("B", 2, "W", 8)), Input(("B", 2, "W", 6))), {"kwargs": {"enable_gqa": True}}),
-        ((Input(("B", "T", 8)), Input(("B", "W", 8)), Input(("B", "W", 8))), {}),
-        ((Input(("B", 5, 8)), Input(("B", 7, 8)), Input(("B", 7, 8)), Input(("B", 5, 7), mask)), {}),
-        ((Input(("B", 3, 4, 5, 8)), Input(("B", 3, 4, 7, 8)), Input(("B", 3, 4, 7, 8))), {}),
-        ((Input((2, 4, "T", 8)), Input((1, 4, 7, 8)), Input((1, 4, 7, 8))), {}),
-    )
-]
-
-
-def recurrent_weights(
-    gates: int, layers: int, directions: int, biases: bool, input: int = 5, hidden: int = 3
-) -> list[Weight]:
-    """List the parameters of a stacked recurrent op in torch's order."""
-    rows, result = gates * hidden, []
-    for layer in range(layers):
-        columns = input if layer == 0 else hidden * directions
-        for _ in range(directions):
-            result += [Weight((rows, columns)), Weight((rows, hidden))]
-            result += [Weight((rows,)), Weight((rows,))] if biases else []
-    return result
-
-
-def recurrent(op: Any, gates: int, layers: int, directions: int, biases: bool, batch_first: bool, state: Any) -> Case:
-    sequence = Input(("B", 6, 5)) if batch_first else Input((6, "B", 5))
-    states: Any = [state, state] if gates == 4 else state
-    weights = recurrent_weights(gates, layers, directions, biases)
-    return case(op, sequence, states, weights, biases, layers, 0.0, False, directions == 2, batch_first)
-
-
-RECURRENT = [
-    *(
-        recurrent(op, gates, *form)
-        for op, gates in (
-            (aten.lstm.input, 4),
-            (aten.gru.input, 3),
-            (aten.rnn_tanh.input, 1),
-            (aten.rnn_relu.input, 1),
-        )
-        for form in (
-            (1, 1, True, False, Input((1, "B", 3))),
-            (2, 2, True, True, Input((4, "B", 3))),
-            (2, 1, False, True, Input((2, "B", 3))),
-            (1, 2, True, True, Input((2, "B", 3))),
-        )
-    ),
-    case(
-        aten.lstm_cell.default, Input(("B", 5)), [Input(("B", 3)), Input(("B", 3))], *recurrent_weights(4, 1, 1, True)
-    ),
-    case(aten.gru_cell.default, Input(("B", 5)), Input(("B", 3)), *recurrent_weights(3, 1, 1, True)),
-    case(aten.rnn_tanh_cell.default, Input(("B", 5)), Input(("B", 3)), *recurrent_weights(1, 1, 1, True)),
-    case(aten.rnn_relu_cell.default, Input(("B", 5)), Input(("B", 3)), *recurrent_weights(1, 1, 1, True)),
-]
-
-# Calls that have a rule, but for which the rule turns to torch.onnx's exporter.
-DELEGATED = [
-    case(aten.pixel_shuffle.default, Input((2, 3, 8, 4, 5)), 2),
-    case(aten.gru_cell.default, Input((2, 5)), Input((2, 3)), Input((9, 5)), Input((9, 3))),
-    case(
-        aten.lstm.input,
-        Input((4, 2, 5)),
-        [Input((1, 2, 2)), Input((1, 2, 3))],
-        [Weight((12, 5)), Weight((12, 2)), Weight((12,)), Weight((12,)), Weight((2, 3))],
-        True,
-        1,
-        0.0,
-        False,
-        False,
-        False,
-    ),
-    case(aten.gru.input, Input((4, 2, 5)), Input((1, 2, 3)), [Input((9, 5)), Input((9, 3))], False, 1, 0.0, False, False, False),
-]
-
-# What onnxruntime must make of a case: the opset, and an op of its optimized graph.
-FUSED: list[tuple[Case, int, str]] = [
-    (case(aten.gelu.default, X), 18, "Gelu"),
-    (case(aten.rms_norm.default, Input(("B", "T", 8)), [8], Weight((8,)), 1e-6), 21, "SimplifiedLayerNormalization"),
-    (case(aten.scaled_dot_product_attention.default, Q, K, V), 21, "FusedMatMul"),
-    (case(aten.scaled_dot_product_attention.default, Q, K, V), 23, "Attention"),
-    (case(aten.linear.default, Input((2, 3, 5)), Weight((4, 5)), Weight((4,))), 21, "Gemm"),
 ]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxopt.export.to_onnx import OnnxModel, to_onnx
+from fxopt.export.model_file import OnnxModel
+from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
 
 Size = int | str
@@ -148,16 +149,17 @@ class Group(nn.Module):
     def __init__(self, cases: Sequence[Case]) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.models = nn.ModuleList(Model(case, generator) for case in cases)
+        self.calls = [Model(case, generator) for case in cases]
+        self.models = nn.ModuleList(self.calls)
 
     def draw(self, sizes: Mapping[str, int], seed: int) -> list[list[Tensor]]:
         """Draw the inputs of every case."""
         generator = torch.Generator().manual_seed(seed)
-        return [[leaf.tensor(sizes, generator) for leaf in model.inputs] for model in self.models]
+        return [[leaf.tensor(sizes, generator) for leaf in model.inputs] for model in self.calls]
 
     def forward(self, inputs: list[list[Tensor]]) -> Any:
         """Make every call on its inputs."""
-        return [model(*given) for model, given in zip(self.models, inputs, strict=True)]
+        return [model(*given) for model, given in zip(self.calls, inputs, strict=True)]
 
 
 def named(inputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def emit(cases: Sequence[Case], opset: int) -> tuple[Group, OnnxModel]:
     group = Group(cases).eval()
     dynamic = {
         name: {dim: size.lower() for dim, size in enumerate(leaf.shape) if isinstance(size, str)}
-        for name, leaf in named([model.inputs for model in group.models]).items()
+        for name, leaf in named([model.inputs for model in group.calls]).items()
     }
     program = capture(group, (group.draw(CAPTURE_SIZES, 0),), dynamic=dynamic)
     targets = {node.target for node in program.graph.nodes}

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import UnsupportedOpError
 from fxopt.export.onnx_rules import ONNX_RULES
-from fxopt.export.to_onnx import OnnxModel, to_onnx
+from fxopt.export.model_file import OnnxModel
+from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
 from tests.export.op_cases import assert_close, session_of
 
@@ -96,7 +97,8 @@ def no_translation(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def complex_numbers(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.fft.rfft(x).abs()
+    spectrum: Tensor = torch.fft.rfft(x)
+    return spectrum.abs()
 
 
 def size_float(x: Tensor, weight: Tensor) -> Tensor:
@@ -121,4 +123,3 @@ def test_what_cannot_be_expressed_is_refused(
     assert op in message
     assert "test_delegate.py" in message  # the line of the model
     assert "\n" not in message and "\x1b" not in message
-

@@ -1,4 +1,4 @@
-"""The rules for convolutions, pooling, norms, activations, resizing, padding, attention and recurrence, against torch."""
+"""The rules for convolutions, pooling, norms, activations, resizing, attention and recurrence, against torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fxopt.export.onnx_rules import (
     ONNX_RULES,
@@ -27,7 +28,9 @@ from fxopt.export.onnx_rules import (
     recurrent,
     resize,
 )
-from tests.export import nn_cases
+from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.capture import capture
+from tests.export import nn_cases, sequence_cases
 from tests.export.op_cases import OPSETS, Case, Input, Weight, case, check, emit
 
 aten = torch.ops.aten
@@ -41,10 +44,10 @@ FAMILIES: dict[ModuleType, Sequence[Case]] = {
     padding: nn_cases.PADDING,
     pixels: nn_cases.PIXELS,
     resize: nn_cases.RESIZE,
-    attention: nn_cases.ATTENTION,
-    recurrent: nn_cases.RECURRENT,
+    attention: sequence_cases.ATTENTION,
+    recurrent: sequence_cases.RECURRENT,
 }
-# For convolutions with "same" padding on even kernels torch says that it copies, for LSTM that weights are not contiguous.
+# torch says that "same" padding of even kernels costs a copy, and that weights of an LSTM should lie side by side.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -95,11 +98,13 @@ def test_a_case_emits_the_ops_it_names(case: Case) -> None:
 
 
 def test_what_a_rule_cannot_express_is_delegated_and_right() -> None:
-    emitted = check(nn_cases.DELEGATED, 18)
-    assert set(emitted.delegated) == {str(case.op) for case in nn_cases.DELEGATED}
+    emitted = check(sequence_cases.DELEGATED, 18)
+    assert set(emitted.delegated) == {str(case.op) for case in sequence_cases.DELEGATED}
 
 
-@pytest.mark.parametrize(("case", "opset", "fused"), nn_cases.FUSED, ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize(
+    ("case", "opset", "fused"), sequence_cases.FUSED, ids=lambda value: getattr(value, "name", str(value))
+)
 def test_onnxruntime_fuses_the_form(case: Case, opset: int, fused: str, tmp_path: Path) -> None:
     _, emitted = emit([case], opset)
     options = onnxruntime.SessionOptions()
@@ -115,6 +120,12 @@ def test_a_transposed_weight_keeps_its_name_and_is_stored_once() -> None:
     (initializer,) = emitted.proto.graph.initializer
     assert initializer.name == "models.0.weight_1"
     assert list(initializer.dims) == [11, 7]
+
+
+def test_initial_states_of_zeros_are_left_out() -> None:
+    program = capture(nn.LSTM(4, 3, batch_first=True), torch.zeros(2, 5, 4), dynamic="batch")
+    (lstm,) = [node for node in to_onnx(program).proto.graph.node if node.op_type == "LSTM"]
+    assert len(lstm.input) == 4
 
 
 # --- geometry -------------------------------------------------------------------------------------------------------
@@ -137,7 +148,9 @@ def windows(draw: st.DrawFn, spatial: int, pads_up_to_half: bool) -> dict[str, l
 def convolutions(draw: st.DrawFn) -> Case:
     spatial = draw(st.integers(1, 3))
     op = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[spatial]
-    transposed = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}[spatial]
+    transposed = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}[
+        spatial
+    ]
     w = draw(windows(spatial, pads_up_to_half=False))
     groups, inner, outer = draw(st.tuples(*[st.integers(1, 3)] * 3))
     bias = draw(st.sampled_from([None, Weight((groups * outer,))]))
@@ -166,10 +179,8 @@ def poolings(draw: st.DrawFn) -> Case:
 
 @st.composite
 def resizings(draw: st.DrawFn) -> Case:
-    size, count = draw(st.integers(2, 40)), draw(st.integers(1, 60))
-    x, factor = Input(("B", 1, size)), draw(st.sampled_from([None, 0.3, 0.7, 1.3, 2.3, 3.0]))
-    # torch computes the size from the factor; a size and a factor that disagree are no call of interpolate
-    count = count if factor is None else max(1, int(size * factor))
+    size, factor = draw(st.integers(4, 40)), draw(st.sampled_from([None, 0.3, 0.7, 1.3, 2.3, 3.0]))
+    x, count = Input(("B", 1, size)), draw(st.integers(1, 60)) if factor is None else int(size * factor)
     corners: list[Any] = []
     op = draw(st.sampled_from([aten.upsample_nearest1d, aten._upsample_nearest_exact1d, aten.upsample_linear1d]))
     if op is aten.upsample_linear1d:

@@ -73,7 +73,7 @@ def run_steps(steps: list[tuple[str, int, int]], x: Tensor) -> list[Tensor]:
     return values
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEP, min_size=2, max_size=9))
 def test_random_views_and_writes(steps: list[tuple[str, int, int]]) -> None:
     x = torch.linspace(-2, 3, 12).reshape(3, 4)

@@ -101,6 +101,14 @@ def test_case_10_view_that_needs_contiguous() -> None:
     assert dropped(lambda x: x.transpose(1, 2).contiguous().view(2, 12), X) == ["transpose", "reshape"]
 
 
+def test_case_10_view_as() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x.flatten(1).neg().view_as(x.sin())
+
+    program = program_of(forward, X, dynamic="batch")
+    assert ops(check(drop, program, torch.randn(5, 3, 4), bound=0)) == ["flatten", "neg", "reshape"]
+
+
 def test_case_11_dropout_in_training() -> None:
     program = program_of(lambda m, x: functional.dropout(x.relu(), 0.5, training=False), X).train()
     refuses(drop, program)

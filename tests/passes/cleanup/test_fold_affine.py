@@ -39,18 +39,24 @@ def channels(count: int, spatial: int = 2) -> Tensor:
     return torch.rand(count, *[1] * spatial) + 0.5
 
 
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("layer", ["conv", "conv_transpose", "linear"])
-def test_case_1_after_a_layer(layer: str, name: str) -> None:
-    module, x = {
-        "conv": (nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), torch.randn(2, 4, 5, 5)),
-        "conv_transpose": (nn.ConvTranspose2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)),
-        "linear": (nn.Linear(4, 6), torch.randn(2, 3, 4)),
-    }[layer]
-    c = channels(6, 0 if layer == "linear" else 2)
-    result = check(fold, program_of(lambda m, x: EVERY[name](m.layer(x), m.c), x, layer=module, c=c), x)
-    assert len(ops(result)) == 1
-    assert set(tensors(result)) <= {"layer.weight", "layer.bias"}
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), torch.randn(2, 4, 5, 5)),
+    "conv_transpose": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)),
+    "linear": (lambda: nn.Linear(4, 6), torch.randn(2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_case_1_after_a_layer(kind: str) -> None:
+    build, x = LAYERS[kind]
+    c = channels(6, 0 if kind == "linear" else 2)
+
+    def forward(m: Any, x: Tensor) -> list[Tensor]:
+        return [affine(layer(x), m.c) for affine, layer in zip(EVERY.values(), m.layers, strict=True)]
+
+    result = check(fold, program_of(forward, x, layers=nn.ModuleList(build() for _ in EVERY), c=c), x)
+    assert len(ops(result)) == len(EVERY)
+    assert all(name.startswith("layers.") for name in tensors(result))
 
 
 def test_case_1_several_in_a_row() -> None:
@@ -60,34 +66,38 @@ def test_case_1_several_in_a_row() -> None:
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("name", EVERY)
-def test_case_2_after_batch_norm(name: str, affine: bool) -> None:
+def test_case_2_after_batch_norm(affine: bool) -> None:
+    def forward(m: Any, x: Tensor) -> list[Tensor]:
+        return [affine(bn(x), m.c) for affine, bn in zip(EVERY.values(), m.norms, strict=True)]
+
     x = torch.randn(2, 4, 5, 5)
-    program = program_of(lambda m, x: EVERY[name](m.bn(x), m.c), x, bn=norm(4, affine=affine), c=channels(4))
-    result = check(fold, program, x)
-    assert ops(result) == ["batch_norm"]
-    assert set(tensors(result)) == {"bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"}
+    norms = nn.ModuleList(norm(4, affine=affine) for _ in EVERY)
+    result = check(fold, program_of(forward, x, norms=norms, c=channels(4)), x)
+    assert ops(result) == ["batch_norm"] * len(EVERY)
+    names = ("weight", "bias", "running_mean", "running_var")
+    assert set(tensors(result)) == {f"norms.{number}.{name}" for number in range(len(EVERY)) for name in names}
 
 
-@pytest.mark.parametrize("name", SCALES)
-@pytest.mark.parametrize("layer", ["conv", "conv_transpose", "linear"])
-def test_case_3_scale_before_a_layer(layer: str, name: str) -> None:
-    module, x = {
-        "conv": (nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.randn(2, 4, 5, 5)),
-        "conv_transpose": (nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), torch.randn(2, 4, 5, 5)),
-        "linear": (nn.Linear(4, 6), torch.randn(2, 3, 4)),
-    }[layer]
-    c = channels(4, 0 if layer == "linear" else 2)
-    result = check(fold, program_of(lambda m, x: m.layer(SCALES[name](x, m.c)), x, layer=module, c=c), x)
-    assert len(ops(result)) == 1
+@pytest.mark.parametrize("kind", LAYERS)
+def test_case_3_scale_before_a_layer(kind: str) -> None:
+    build, x = LAYERS[kind]
+    c = channels(4, 0 if kind == "linear" else 2)
+
+    def forward(m: Any, x: Tensor) -> list[Tensor]:
+        return [layer(scale(x, m.c)) for scale, layer in zip(SCALES.values(), m.layers, strict=True)]
+
+    result = check(fold, program_of(forward, x, layers=nn.ModuleList(build() for _ in SCALES), c=c), x)
+    assert len(ops(result)) == len(SCALES)
 
 
-@pytest.mark.parametrize("name", SHIFTS)
-def test_case_4_shift_before_a_layer(name: str) -> None:
-    conv = nn.Conv2d(4, 6, 3, groups=2, bias=False)
+@pytest.mark.parametrize("build", [lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), lambda: nn.Conv2d(4, 6, 1)])
+def test_case_4_shift_before_a_layer(build: Callable[[], nn.Module]) -> None:
+    def forward(m: Any, x: Tensor) -> list[Tensor]:
+        return [layer(shift(x, m.c)) for shift, layer in zip(SHIFTS.values(), m.layers, strict=True)]
+
     x = torch.randn(2, 4, 5, 5)
-    result = check(fold, program_of(lambda m, x: m.conv(SHIFTS[name](x, m.c)), x, conv=conv, c=channels(4)), x)
-    assert ops(result) == ["conv2d"]
+    result = check(fold, program_of(forward, x, layers=nn.ModuleList(build() for _ in SHIFTS), c=channels(4)), x)
+    assert ops(result) == ["conv2d"] * len(SHIFTS)
 
 
 def test_case_5_another_use() -> None:

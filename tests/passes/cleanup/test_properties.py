@@ -21,7 +21,7 @@ from tests.strategies import Drawn, networks
 EXACT = (EliminateCommonSubexpressions, EliminateDeadCode)
 # No deadline and no shrinking, and the time to draw does not count: nearly all of it is torch.export.
 FEW = settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),
@@ -67,7 +67,7 @@ def test_random_networks(drawn: Drawn) -> None:
 
 @pytest.mark.parametrize("kinds", FOLDABLE)
 def test_random_rows_of_foldable_blocks(kinds: tuple[str, ...]) -> None:
-    settings(FEW, max_examples=4)(given(networks(kinds=kinds, most=5))(check_all))()
+    settings(FEW, max_examples=3)(given(networks(kinds=kinds, most=5))(check_all))()
 
 
 @pytest.mark.slow
