@@ -59,8 +59,8 @@ def measure(
     clock = time.thread_time if threads == 1 else time.perf_counter
     runs = [_runner(session, inputs) for session in sessions]
     times: list[list[float]] = [[] for _ in runs]
-    for run in runs:
-        run()
+    for session in sessions:  # also warms up
+        session(*inputs)
     deadline = time.perf_counter() + seconds
     while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 1000):
         for run, samples in zip(runs, times, strict=True):

@@ -59,12 +59,18 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
     for sizes in wanted:
         resized = resize(program, inputs, sizes) if sizes != base else inputs
         try:
-            with torch.no_grad():
-                values = program.module(*resized)
+            outputs = reference_outputs(program, resized)
         except Exception as error:
             if sizes == base:
                 raise
             skipped.append(f"{sizes}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
-        runs.append(Run(sizes, resized, [v for v, spec in zip(values, program.outputs, strict=True) if spec is not None]))
+        runs.append(Run(sizes, resized, outputs))
     return runs, skipped
+
+
+def reference_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a Program and return its tensor outputs, in the order of the ONNX outputs."""
+    with torch.no_grad():
+        values = program.module(*inputs)
+    return [value for value, spec in zip(values, program.outputs, strict=True) if spec is not None]

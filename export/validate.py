@@ -12,19 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-import torch
 from torch import Tensor
 
 from fxopt.errors import ValidationError, where
 from fxopt.export.bisect import first_difference
 from fxopt.export.census import Census, take_census
 from fxopt.export.compare import OutputError, compare_outputs
-from fxopt.export.session import Session
-from fxopt.export.sweep import sweep_inputs
+from fxopt.export.session import Level, Session
+from fxopt.export.sweep import Run, sweep_inputs
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.target import Target, find_target
 
+# What a file is loaded with, one after the other: a title, the optimisation level, and the number of threads.
+SESSIONS: tuple[tuple[str, Level, int], ...] = (
+    ("all optimisations, 1 thread", "all", 1),
+    ("all optimisations, 2 threads", "all", 2),
+    ("no optimisations", "none", 1),
+)
 FLOAT_TOLERANCE = 1e-4
 INTEGER_SQNR = 30.0
 
@@ -97,19 +102,15 @@ class _Proof:
     worst: dict[str, OutputError] = field(default_factory=dict)
 
     def run(self, inputs: tuple[Tensor, ...]) -> Validation:
-        if not self._check_model():
-            return Validation(tuple(self.failures))
-        sessions = self._load()
-        if not sessions:
+        self._check_model()
+        if self.failures:
             return Validation(tuple(self.failures))
         runs, skipped = sweep_inputs(self.program, inputs)
         different: tuple[Tensor, ...] | None = None
-        for run in runs:
-            if not self._compare(run.inputs, run.outputs, run.label, sessions):
-                different = different or run.inputs
+        for title, level, threads in SESSIONS:
+            different = self._compare_all(title, level, threads, runs) or different
         node = self._bisect(different) if different is not None else None
-        census = take_census(self.model, self.claimed, self.target.session)
-        self._judge(census)
+        census = self._take_census()
         return Validation(
             failures=tuple(self.failures),
             outputs=tuple(self.worst.values()),
@@ -117,45 +118,47 @@ class _Proof:
             sizes=tuple(run.sizes for run in runs),
             skipped=tuple(skipped),
             first_difference=node,
-            checks=("checker and shape inference", *sessions),
+            checks=("checker and shape inference", *(title for title, _, _ in SESSIONS)),
         )
 
-    def _check_model(self) -> bool:
+    def _check_model(self) -> None:
         try:
             onnx.checker.check_model(self.model, full_check=True)
         except Exception as error:
             self.failures.append(f"The ONNX checker refuses the model: {str(error).strip()}")
-        return not self.failures
 
-    def _load(self) -> dict[str, Session]:
-        settings = self.target.session
+    def _compare_all(self, title: str, level: Level, threads: int, runs: list[Run]) -> tuple[Tensor, ...] | None:
+        """Compare all runs in one session; returns inputs for which the values differ, or None.
+
+        One session is alive at a time: each holds all weights.
+        """
+        different = None
         try:
-            return {
-                "all optimisations, 1 thread": Session(self.model, level="all", settings=settings),
-                "all optimisations, 2 threads": Session(self.model, level="all", threads=2, settings=settings),
-                "no optimisations": Session(self.model, level="none", settings=settings),
-            }
+            session = Session(self.model, level=level, threads=threads, settings=self.target.session)
+            for run in runs:
+                if not self._compare(title, run, session(*run.inputs)):
+                    different = different or run.inputs
         except ValidationError as error:
-            self.failures.append(str(error))
-            return {}
+            self.failures.append(f"{title}: {error}")
+        return different
 
-    def _compare(
-        self, inputs: tuple[Tensor, ...], references: list[Tensor], label: str, sessions: Mapping[str, Session]
-    ) -> bool:
+    def _compare(self, title: str, run: Run, values: list[Tensor]) -> bool:
         names = [spec.name for spec in self.program.outputs if spec is not None]
         good = True
-        for title, session in sessions.items():
-            try:
-                values = session(*inputs)
-            except ValidationError as error:
-                self.failures.append(f"{title}, {label}: {error}")
-                return False
-            for result in compare_outputs(names, references, values):
-                self.worst[result.name] = result.worse(self.worst.get(result.name))
-                if not self._is_good(result):
-                    good = False
-                    self.failures.append(f"{title}, {label}: output '{result.name}' differs: {_figures(result)}")
+        for result in compare_outputs(names, run.outputs, values):
+            self.worst[result.name] = result.worse(self.worst.get(result.name))
+            if not self._is_good(result):
+                good = False
+                self.failures.append(f"{title}, {run.label}: output '{result.name}' differs: {_figures(result)}")
         return good
+
+    def _take_census(self) -> Census | None:
+        try:
+            census = take_census(self.model, self.claimed, self.target.session)
+        except ValidationError:
+            return None  # the session that failed to load has been reported
+        self._judge(census)
+        return census
 
     def _is_good(self, result: OutputError) -> bool:
         return result.sqnr >= self.sqnr if self.claimed else result.relative <= self.tolerance
@@ -176,10 +179,3 @@ class _Proof:
 
 def _figures(result: OutputError) -> str:
     return f"largest error {result.max_error:.3g} ({result.relative:.2g} of the range), SQNR {result.sqnr:.1f} dB"
-
-
-def reference_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run a Program and return its tensor outputs, in the order of the ONNX outputs."""
-    with torch.no_grad():
-        values = program.module(*inputs)
-    return [value for value, spec in zip(values, program.outputs, strict=True) if spec is not None]

@@ -26,7 +26,8 @@ from fxopt.export.measure import Measurement, measure
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
-from fxopt.export.validate import Validation, reference_outputs, validate
+from fxopt.export.sweep import reference_outputs
+from fxopt.export.validate import Validation, validate
 from fxopt.graph.capture import Dynamic, call_of, capture
 from fxopt.graph.cost import macs_per_sample, parameter_count
 from fxopt.graph.pipeline import Pass, Pipeline

@@ -17,6 +17,7 @@ from benchmarks.zoo_models.images import image_inputs
 TINY = 0.1  # constant gains up to this (layer scales start at 1e-6 to 0.1) all but switch their branch off
 # Of BatchNorm: mean gain, deviation of the offsets; from lively to calm.
 GAINS_AND_OFFSETS = ((1.0, 0.3), (0.6, 1.0), (0.35, 1.0), (0.2, 1.0))
+VARIANCE_FLOOR = 0.02  # least variance of a channel, as a part of its layer's mean variance
 MAX_UNEVENNESS = 3.0  # of the outputs: largest over median distance from the median output
 
 
@@ -90,6 +91,8 @@ def _set_batch_norms(
     model(*batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        if norm.running_var is not None:  # a channel dead in this batch must not come to life a thousandfold in another
+            norm.running_var.clamp_(min=float(norm.running_var.mean()) * VARIANCE_FLOOR)
         norm.eval()
 
 

@@ -1,0 +1,153 @@
+"""The proof finds what is wrong with a file: values, structure, sizes, and quantization that does not fuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from fxopt.errors import ValidationError
+from fxopt.export.bisect import first_difference
+from fxopt.export.census import take_census
+from fxopt.export.sweep import dimension_sizes, resize
+from fxopt.export.to_onnx import to_onnx
+from fxopt.export.validate import validate
+from fxopt.graph.capture import capture
+from fxopt.graph.program import Program
+from fxopt.passes.quantize import Quantize
+
+
+class Net(nn.Module):
+    """Two convolutions with room for integer kernels, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 3)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+X = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    torch.manual_seed(0)
+    return capture(Net(), X, dynamic="batch")
+
+
+@pytest.fixture
+def file(program: Program, tmp_path: Path) -> Path:
+    to_onnx(program, tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def change(path: Path, edit: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(path)
+    edit(model)
+    onnx.save(model, path)
+
+
+def shift_weight(model: onnx.ModelProto, name: str, by: float) -> None:
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.name == name:
+            model.graph.initializer[index].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + by, name))
+
+
+def test_a_good_file_is_proved_at_several_batch_sizes(program: Program, file: Path) -> None:
+    result = validate(file, program, (X,))
+    assert result.ok and not result.skipped
+    assert [dict(sizes) for sizes in result.sizes] == [{"batch": 2}, {"batch": 1}, {"batch": 3}]
+    assert result.outputs[0].relative < 1e-5
+    assert result.census is not None and len(result.census.float_compute) == 3
+
+
+def test_a_wrong_weight_fails_and_its_node_is_named(program: Program, file: Path) -> None:
+    change(file, lambda model: shift_weight(model, "second.bias", 0.1))
+    result = validate(file, program, (X,))
+    assert not result.ok
+    assert result.first_difference == "conv2d_1"
+    assert any("self.second" in failure for failure in result.failures)
+
+
+def test_raise_on_failure_raises_with_all_failures(program: Program, file: Path) -> None:
+    change(file, lambda model: shift_weight(model, "head.bias", 1.0))
+    with pytest.raises(ValidationError, match=r"is not proved[\s\S]*differs[\s\S]*Do not deploy"):
+        validate(file, program, (X,), raise_on_failure=True)
+
+
+def test_a_file_that_is_no_model_fails(program: Program, file: Path) -> None:
+    file.write_bytes(b"not a model")
+    assert "checker refuses" in validate(file, program, (X,)).failures[0]
+
+
+def test_a_node_that_onnxruntime_does_not_know_fails(program: Program, file: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.graph.node[0].domain = "com.nobody"
+        model.opset_import.add(domain="com.nobody", version=1)
+
+    change(file, rename)
+    result = validate(file, program, (X,))
+    assert any("does not load" in failure for failure in result.failures)
+
+
+def test_a_batch_that_was_baked_in_fails_at_the_other_sizes(program: Program, file: Path) -> None:
+    def fix(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+    change(file, fix)
+    result = validate(file, program, (X,))
+    assert any("batch" in failure or "dimension" in failure for failure in result.failures)
+
+
+def test_no_difference_is_found_in_a_good_file(program: Program, file: Path) -> None:
+    assert first_difference(file, program, (X,), tolerance=1e-4) is None
+
+
+def test_inputs_are_repeated_and_cut_to_other_sizes(program: Program) -> None:
+    assert dimension_sizes(program, (X,)) == {"batch": 2}
+    (larger,) = resize(program, (X,), {"batch": 5})
+    assert torch.equal(larger, X[[0, 1, 0, 1, 0]])
+    assert torch.equal(resize(program, (X,), {"batch": 1})[0], X[:1])
+
+
+@pytest.fixture(scope="module")
+def quantized(program: Program) -> Program:
+    return Quantize([X], target="x86")(program)
+
+
+def test_a_quantized_file_is_proved_with_integer_kernels(quantized: Program, tmp_path: Path) -> None:
+    to_onnx(quantized, tmp_path / "m.onnx", target="x86")
+    result = validate(tmp_path / "m.onnx", quantized, (X,), target="x86")
+    assert result.ok, result.failures
+    assert result.census is not None and not result.census.unfused and result.census.weight_dequantize == 0
+    assert result.census.kernels["QLinearConv"] == 2
+    assert result.outputs[0].sqnr >= 30
+
+
+def test_quantization_that_does_not_fuse_is_found(quantized: Program, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    to_onnx(quantized, path, target="x86")
+
+    def break_bias_scale(model: onnx.ModelProto) -> None:  # a bias scale that is not x_scale * w_scale stops the fusion
+        for index, tensor in enumerate(model.graph.initializer):
+            if tensor.name == "second.bias_scale":
+                scaled = numpy_helper.to_array(tensor) * 1.5
+                model.graph.initializer[index].CopyFrom(numpy_helper.from_array(scaled, tensor.name))
+
+    change(path, break_bias_scale)
+    result = validate(path, quantized, (X,), target="x86", sqnr=-100)
+    assert list(result.census.unfused) == ["conv2d_1"] if result.census else False
+    assert result.census is not None and result.census.weight_dequantize > 0
+    assert any("not as an integer kernel" in failure for failure in result.failures)
+    assert any("dequantized on every run" in failure for failure in result.failures)
+
+
+def test_the_census_counts_the_optimised_graph(file: Path) -> None:
+    census = take_census(file)
+    assert census.integer_kernels == 0 and sum(census.kernels.values()) > 3

@@ -1,0 +1,239 @@
+"""InsertObservers, Calibrate, Convert: hand-computed integers, absorbed clips, and the order of the three."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fxopt.errors import PassError, TargetError
+from fxopt.graph.interpret import sqnr
+from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
+from fxopt.graph.program import Program
+from fxopt.graph.quantized import integer_nodes
+from fxopt.graph.rewrite import constant
+from fxopt.graph.verify import verify
+from fxopt.passes.quantize import Calibrate, Convert, InsertObservers, Quantize
+from fxopt.passes.quantize.calibrate import BIAS_MAX, clip_is_redundant
+from fxopt.passes.quantize.observers import Observer
+from tests.passes.quantize.nets import Branches, Encoder, Gated, Inverted, Residual, images, program_of
+
+NETS = [
+    (Residual, images()),
+    (Inverted, images()),
+    (Branches, images()),
+    (Gated, images(2, 16)),
+    (Encoder, torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))),
+]
+
+
+def tensors(program: Program) -> dict[str, Tensor]:
+    return {str(node.target): constant(program.module, node) for node in program.graph.find_nodes(op="get_attr")}  # type: ignore[misc]
+
+
+def targets(program: Program) -> list[object]:
+    return [node.target for node in program.graph.nodes]
+
+
+def test_the_integers_of_one_convolution_by_hand() -> None:
+    layer = nn.Conv2d(4, 16, 1)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[0, :, 0, 0] = torch.tensor([0.254, -0.127, 0.0011, 0.0])
+        layer.bias.fill_(0.5)
+    x = torch.linspace(-1.0, 3.0, 64).reshape(1, 4, 4, 4).repeat(2, 1, 1, 1)
+    program = verify(Quantize([x], observer="minmax")(program_of(layer, x)), full=True)
+    found = tensors(program)
+    assert float(found["x_scale"]) == pytest.approx(4 / 255)
+    assert int(found["x_zero_point"]) == 64
+    assert float(found["weight_scale"][0]) == pytest.approx(0.254 / 127)
+    assert found["weight_int8"][0, :, 0, 0].tolist() == [127, -64, 1, 0]  # -63.5 is rounded to even
+    assert int(found["bias_int32"][0]) == round(0.5 / (4 / 255 * 0.254 / 127))
+    assert found["weight_int8"].dtype is torch.int8 and found["bias_int32"].dtype is torch.int32
+    assert "weight" not in found and "bias" not in found
+
+
+def test_signed_activations_of_arm64_are_those_of_x86_shifted() -> None:
+    x = images()
+    program = program_of(Residual(), x)
+    unsigned, signed = (Quantize([x], target)(program) for target in ("x86", "arm64"))
+    assert int(tensors(signed)["x_zero_point_int8"]) == int(tensors(unsigned)["x_zero_point"]) - 128
+    assert int(tensors(signed)["relu_zero_point_int8"]) == -128
+    assert torch.equal(unsigned(x), signed(x))
+
+
+@pytest.mark.parametrize(("net", "x"), NETS)
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+def test_three_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observer: Observer) -> None:
+    program = program_of(net(), x)
+    before = str(program)
+    observed = verify(InsertObservers("x86")(program))
+    assert torch.equal(observed(x), program(x))
+    calibrated = verify(Calibrate([x], observer)(observed), full=True)
+    converted = verify(Convert("x86")(calibrated), full=True)
+    whole = Quantize([x], "x86", observer)(program)
+    assert str(converted).partition("return")[0] == str(whole).partition("return")[0]
+    assert torch.equal(converted(x), whole(x))
+    assert str(program) == before
+    assert not {observe, fake_quantize} & set(targets(converted))
+    assert converted.history[-3:] == (
+        "InsertObservers(target='x86', keep_float={})",
+        f"Calibrate(observer='{observer}')",
+        "Convert(target='x86')",
+    )
+    assert whole.history[-1] == f"Quantize(target='x86', observer='{observer}', keep_float={{}})"
+    assert len(whole.history) == len(program.history) + 1
+
+
+@pytest.mark.parametrize(("net", "x"), NETS)
+@pytest.mark.parametrize("target", ["x86", "arm64", "portable"])
+def test_quantization_is_close_to_float(net: type[nn.Module], x: Tensor, target: str) -> None:
+    program = program_of(net(), x)
+    quantized = Quantize([x], target)(program)
+    assert len(integer_nodes(quantized)) >= 6
+    assert sqnr(program(x), quantized(x)) > 25
+
+
+def test_a_calibrated_program_is_close_to_the_converted_one_and_has_gradients() -> None:
+    x = images()
+    calibrated = Calibrate([x])(InsertObservers()(program_of(Residual(), x)))
+    assert sqnr(calibrated(x), Convert()(calibrated)(x)) > 40
+    calibrated(x).square().sum().backward()
+    gradients = [parameter.grad for parameter in calibrated.parameters()]
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def test_a_bias_that_would_overflow_int32_widens_the_scale_of_its_channel() -> None:
+    layer = nn.Conv2d(4, 16, 1)
+    with torch.no_grad():
+        layer.weight[3] = 1e-12
+        layer.weight[4] = 0.0
+        layer.bias.fill_(0.7)
+    x = torch.randn(2, 4, 4, 4)
+    program = Quantize([x])(program_of(layer, x))
+    found = tensors(program)
+    assert int(found["bias_int32"].abs().max()) <= BIAS_MAX + 2**8  # the scale is rounded to float32
+    assert program(x)[:, 3:5].mean().item() == pytest.approx(0.7, rel=0.02)
+
+
+@given(
+    st.floats(0.001, 1.0),
+    st.integers(0, 255),
+    st.sampled_from([(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0), (-math.inf, 2.0), (-0.3, math.inf)]),
+)
+def test_a_redundant_clip_changes_nothing(step: float, zero_point: int, bounds: tuple[float, float]) -> None:
+    scale = float(torch.tensor(step))
+    values = torch.cat([torch.linspace(-300 * step, 300 * step, 999), torch.tensor([-1e6, 0.0, 1e6, *bounds])])
+
+    def integers(x: Tensor) -> Tensor:
+        zero = torch.tensor(zero_point, dtype=torch.uint8)
+        return quantize(x, torch.tensor(scale), zero, None, 0, 255, torch.uint8)
+
+    unchanged = torch.equal(integers(values.clamp(*bounds)), integers(values))
+    assert clip_is_redundant(scale, zero_point, bounds, 0, 255) == unchanged
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [torch.relu, functional.relu6, functional.hardtanh, lambda x: x.clamp(-0.37, 0.61), lambda x: x.clamp(min=-0.2)],
+)
+def test_clips_are_absorbed_whatever_their_bounds(clip: object) -> None:
+    assert callable(clip)
+
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = clip(self.conv(x))
+            return y
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = 5 * torch.randn(2, 4, 8, 8)
+        quantized = Quantize([x])(program_of(Clipped(), x))
+        assert list(integer_nodes(quantized).values()) == ["conv"]
+        assert [str(target) for target in targets(quantized) if "conv" in str(target)] == ["aten.conv2d.default"]
+        assert not any(name in str(targets(quantized)) for name in ("relu", "hardtanh", "clamp"))
+
+
+def test_a_clip_is_not_absorbed_if_the_value_before_it_is_read_too() -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y: Tensor = self.second(torch.relu(x)) + x
+            return y
+
+    x = torch.randn(2, 4, 8, 8)
+    quantized = Quantize([x])(program_of(PreActivation(), x))
+    assert torch.ops.aten.relu.default in targets(quantized)
+    assert list(integer_nodes(quantized).values()) == ["conv", "conv"]
+
+
+@pytest.mark.parametrize("function", [functional.silu, functional.hardswish, functional.hardsigmoid])
+@pytest.mark.parametrize("target", ["x86", "arm64"])
+def test_activations_are_spelled_with_integer_ops(function: object, target: str) -> None:
+    assert callable(function)
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(function(self.first(x)))
+            return y
+
+    torch.manual_seed(2)
+    x = 6 * torch.randn(2, 4, 8, 8)
+    program = program_of(Between(), x)
+    quantized = verify(Quantize([x], target)(program), full=True)
+    kinds = set(integer_nodes(quantized).values())
+    assert kinds == {
+        functional.silu: {"conv", "sigmoid", "mul"},
+        functional.hardswish: {"conv", "add", "mul"},
+        functional.hardsigmoid: {"conv", "add"},
+    }[function]
+    assert sqnr(program(x), quantized(x)) > 28
+
+
+def test_what_stays_float_is_noted_with_its_reason() -> None:
+    x = images()
+    quantized = Quantize([x], keep_float=["conv2d_1", "conv2d_2"])(program_of(Residual(), x))
+    assert "Float: conv2d_1, conv2d_2: kept float on request." in quantized.notes
+    assert {"conv2d_1", "conv2d_2"}.isdisjoint(integer_nodes(quantized))
+    assert "conv2d_3" in integer_nodes(quantized)
+
+
+def test_the_order_of_keep_float_does_not_show_in_the_history() -> None:
+    data = [images()]
+    names = ["conv2d_2", "add", "conv2d_1"]
+    assert repr(Quantize(data, keep_float=names)) == repr(Quantize(data, keep_float=frozenset(names)))
+
+
+def test_passes_in_the_wrong_order_say_so() -> None:
+    x = images()
+    program = program_of(Residual(), x)
+    with pytest.raises(PassError, match="run Calibrate before Convert"):
+        Convert()(InsertObservers()(program))
+    with pytest.raises(TargetError, match="riscv"):
+        InsertObservers("riscv")(program)
+    with pytest.raises(PassError, match="entropy"):
+        Calibrate([x], "entropy")  # type: ignore[arg-type]
+
+
+def test_float_programs_claim_nothing() -> None:
+    x = images()
+    program = program_of(Residual(), x)
+    assert integer_nodes(program) == {}
+    assert integer_nodes(InsertObservers()(program)) == {}
+    assert integer_nodes(Calibrate([x])(InsertObservers()(program))) == {}
+    assert dequantize not in targets(program)
