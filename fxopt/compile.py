@@ -93,7 +93,7 @@ def compile(
             check_capture(model, program, example_inputs, inputs)
     with job.stage("cleanup"):
         baseline = Pipeline(tuple(CLEANUP))(program)
-    with tempfile.TemporaryDirectory(prefix="fxopt-", dir=destination.parent if destination else None) as folder:
+    with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         compiled = _run_recipe(job, recipe, program, baseline, calibration, inputs, Path(folder))
         report = _report(job, compiled, baseline, inputs, Path(folder), _title(model, name), recipe, measure)
         if destination is not None:
@@ -269,7 +269,7 @@ def _report(
     latency = None
     if timed:
         with job.stage("measure"):
-            latency = _measure(compiled.path, inputs, None if is_float else path)
+            latency = _time(job, compiled.path, inputs, None if is_float else path)
     metrics = _metrics(job, compiled, path, is_float)
     census = compiled.validation.census
     assert census is not None
@@ -294,8 +294,8 @@ def _report(
     )
 
 
-def _measure(path: Path, inputs: tuple[Tensor, ...], baseline: Path | None) -> Measurement:
-    return measure(path, inputs, baseline=baseline)
+def _time(job: _Job, path: Path, inputs: tuple[Tensor, ...], baseline: Path | None) -> Measurement:
+    return measure(path, inputs, baseline=baseline, settings=job.target.session)
 
 
 def _metrics(job: _Job, compiled: _Compiled, baseline: Path, is_float: bool) -> tuple[float | None, float | None]:

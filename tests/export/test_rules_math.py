@@ -198,14 +198,15 @@ def indices(draw: st.DrawFn) -> Case:
     def mask(shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.rand(list(shape), generator=generator) < 0.6
 
-    common = [Input((2,), places), Input((1,), places), Input((4, 2), places), Input((4, 1), places), Input((), places)]
+    common = [Input((2,), places), Input((1,), places), Input((4, 2), places), Input((4, 1), places)]
+    first = [*common, Input((), places)]  # only there: torch 2.13 infers a wrong shape for a later 0-D index tensor
     masks = [Input((3,), mask), Input((3, 3), mask), Input((3, 3, 3), mask)]
     gaps: list[Input | None] = [None] * draw(st.integers(0, 1))
     if draw(st.booleans()):  # torch.export captures few mixtures of masks and index tensors
         chosen = [*gaps, draw(st.sampled_from(masks))]
     else:
         some = st.lists(st.one_of(st.none(), st.sampled_from(common)), max_size=2)
-        chosen = [*gaps, draw(st.sampled_from(common)), *draw(some)]
+        chosen = [*gaps, draw(st.sampled_from(first)), *draw(some)]
     return Case(draw(st.sampled_from([aten.index.Tensor, aten._unsafe_index.Tensor])), (Input((3, 3, 3, 3)), chosen))
 
 

@@ -1,0 +1,162 @@
+"""compile() as a user calls it: what it returns, what it writes, and that nothing unproved appears."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxopt
+from fxopt import passes
+from fxopt.errors import ModelError, PassError, ValidationError
+from fxopt.export.session import Session
+from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.ops import quantize
+from fxopt.graph.rewrite import Edit
+
+
+class Small(nn.Module):
+    """A convolutional net with batch norm and a dict as result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(4, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.body(image)
+        return {"logits": self.head(features.mean((2, 3))), "features": features}
+
+
+# the module: its name in the package is that of the function
+COMPILE = sys.modules["fxopt.compile"]
+X = torch.randn(4, 4, 10, 10, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    net = Small().train()
+    for _ in range(3):
+        net(X)
+    return net
+
+
+@pytest.fixture(scope="module")
+def result(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> fxopt.Result:
+    path = tmp_path_factory.mktemp("out") / "model.onnx"
+    calls: list[str] = []
+    score: Callable[[Callable[..., Any]], float] = lambda net: float(net(image=X)["logits"].shape[0])  # noqa: E731
+    found = fxopt.compile(
+        model, X[:1], calibration=[X], target="x86", dynamic="batch", output=path, evaluate=score, progress=calls.append
+    )
+    assert {"capture", "cleanup", "quantize", "emit", "validate", "measure", "evaluate"} <= set(calls)
+    return found
+
+
+def test_the_file_is_there_alone_and_agrees_with_the_program(result: fxopt.Result) -> None:
+    assert result.output is not None and list(result.output.parent.iterdir()) == [result.output]
+    logits, _ = Session(result.output)(X)
+    expected = result.program(X)["logits"].detach()
+    assert torch.allclose(logits, expected, atol=0.02 * float(expected.max() - expected.min()))
+
+
+def test_the_model_is_left_as_it_was(model: nn.Module, result: fxopt.Result) -> None:
+    assert model.training and all(module.training for module in model.modules())
+
+
+def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None:
+    report = result.report
+    assert report.target == "x86" and report.recipe == "int8"
+    assert report.baseline.metric == report.result.metric == 4.0
+    assert report.latency is not None and report.latency.speedup is not None
+    assert report.census.kernels["QLinearConv"] == 2 and not report.census.unfused
+    assert {error.name for error in report.differences} == {"logits", "features"}
+    assert min(error.sqnr for error in report.differences) > 20
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
+    assert result.validation.ok
+    assert any(node.target is quantize for node in result.program.graph.nodes)
+    assert result.report.history[-1].startswith("Quantize(")
+
+
+def test_a_program_can_be_compiled_and_loaded_again(model: nn.Module, tmp_path: Path) -> None:
+    program = fxopt.capture(model, X[:1], dynamic="batch")
+    program.save(tmp_path / "model.pt2")
+    found = fxopt.compile(fxopt.load(tmp_path / "model.pt2"), recipe="float", measure=False)
+    assert found.output is None and found.validation.ok
+    assert found.report.latency is None
+
+
+def test_a_recipe_can_be_a_list_of_passes(model: nn.Module) -> None:
+    found = fxopt.compile(model, X[:1], recipe=[passes.FoldBatchNorm()], measure=False)
+    assert found.report.history == ("FoldBatchNorm()",) and found.report.recipe == "custom"
+
+
+def test_what_onnxruntime_does_not_fuse_goes_back_to_float(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A census that finds an unfused node once: the node must be float in the next round, and the reason kept."""
+    real, rounds = COMPILE.validate, []
+
+    def once_unfused(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        rounds.append(found)
+        if len(rounds) > 1:
+            return found
+        return replace(found, census=replace(found.census, unfused={"conv2d_1": "FusedConv"}), failures=("unfused",))
+
+    monkeypatch.setattr(COMPILE, "validate", once_unfused)
+    found = fxopt.compile(model, X, calibration=[X], target="x86", measure=False)
+    assert len(rounds) == 2
+    assert "FusedConv" in found.report.float_reasons["conv2d_1"]
+    assert found.report.census.kernels["QLinearConv"] == 1
+
+
+def _shifted(program: fxopt.Program) -> fxopt.Program:
+    """Return a Program with another bias in its head: an emitter that makes a mistake."""
+    edit = Edit(program, by=None)
+    bias = next(node for node in edit.graph.find_nodes(op="get_attr") if node.target == "head.bias")
+    edit.replace(bias, edit.add_constant("wrong", torch.ones(3), before=bias))
+    return edit.finish()
+
+
+def test_nothing_is_written_when_the_proof_fails(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+
+    monkeypatch.setattr(COMPILE, "to_onnx", lambda program, path, **options: to_onnx(_shifted(program), path, **options))
+    with pytest.raises(ValidationError, match=r"not proved[\s\S]*'logits' differs"):
+        fxopt.compile(model, X[:1], recipe="float", output=path, measure=False)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_int8_without_calibration_says_what_to_pass(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="calibration="):
+        fxopt.compile(model, X[:1])
+
+
+def test_a_failing_pass_is_named(model: nn.Module) -> None:
+    def explode(program: fxopt.Program) -> fxopt.Program:
+        raise RuntimeError("boom")
+
+    with pytest.raises(PassError, match="explode failed"):
+        fxopt.compile(model, X[:1], recipe=[explode], measure=False)
+
+
+def test_a_model_that_draws_random_numbers_is_refused() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(ValidationError, match="does not agree with the model"):
+        fxopt.compile(Noise(), torch.randn(2, 3), recipe="float", measure=False)
