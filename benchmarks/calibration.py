@@ -1,4 +1,4 @@
-"""Cost of calibration against the plain forward passes: `python -m benchmarks.calibration --models resnet18 mobilenet_v2`.
+"""Cost of calibration against the plain forward passes: `python -m benchmarks.calibration --models resnet18`.
 
 The same Program runs over the same batches without and with observers, in turn; process CPU time, medians.
 """
@@ -36,7 +36,9 @@ def run(name: str, batches: int, batch: int, rounds: int) -> dict[str, Any]:
     import torchvision
 
     data = [structured_images(batch, 3, 224, 224, seed=number) for number in range(batches)]
-    program = Pipeline(tuple(CLEANUP))(capture(torchvision.models.get_model(name, weights=None).eval(), data[0], dynamic="batch"))
+    program = Pipeline(tuple(CLEANUP))(
+        capture(torchvision.models.get_model(name, weights=None).eval(), data[0], dynamic="batch")
+    )
     observed = InsertObservers(target="x86")(program)
 
     def plain() -> None:
@@ -56,7 +58,11 @@ def run(name: str, batches: int, batch: int, rounds: int) -> dict[str, Any]:
             if number:
                 times[key].append(spent)
     medians = {key: statistics.median(values) for key, values in times.items()}
-    return {"name": name, "seconds": medians, "ratio": {key: medians[key] / medians["plain"] for key in ("minmax", "mse")}}
+    return {
+        "name": name,
+        "seconds": medians,
+        "ratio": {key: medians[key] / medians["plain"] for key in ("minmax", "mse")},
+    }
 
 
 def main() -> None:
@@ -71,7 +77,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [run(name, options.batches, options.batch, options.rounds) for name in options.models]
     for row in rows:
-        print(f"{row['name']}: " + ", ".join(f"{key} {value:.2f}x the forward passes" for key, value in row["ratio"].items()))
+        print(
+            f"{row['name']}: "
+            + ", ".join(f"{key} {value:.2f}x the forward passes" for key, value in row["ratio"].items())
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

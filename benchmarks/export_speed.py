@@ -47,7 +47,9 @@ def bert() -> tuple[torch.nn.Module, dict[str, Any], dict[str, dict[int, str]]]:
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     inputs = {"input_ids": torch.ones(2, 32, dtype=torch.int64), "attention_mask": torch.ones(2, 32, dtype=torch.int64)}
     dims = {0: "batch", 1: "sequence"}
-    return BertModel(config).eval(), inputs, {"input_ids": dims, "attention_mask": dims}
+    model: torch.nn.Module = BertModel(config)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, inputs, {"input_ids": dims, "attention_mask": dims}
 
 
 MODELS = {"resnet50": resnet50, "bert-6l": bert}
@@ -55,7 +57,11 @@ MODELS = {"resnet50": resnet50, "bert-6l": bert}
 
 def seconds(call: Callable[[], object]) -> float:
     """Return the CPU time of a call, with its console output thrown away."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         start = time.process_time()
         call()
@@ -108,7 +114,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [compare(name, options.rounds, Path(folder)) for name in options.models]
     for row in rows:
-        print(f"{row['model']}: emission {row['emission_ratio']:.1f}x, whole {row['whole_ratio']:.1f}x faster; seconds {row['seconds']}")
+        print(
+            f"{row['model']}: emission {row['emission_ratio']:.1f}x, whole {row['whole_ratio']:.1f}x faster; "
+            f"seconds {row['seconds']}"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

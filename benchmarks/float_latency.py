@@ -1,4 +1,4 @@
-"""Time fxopt's float ONNX against torch.onnx.export's in onnxruntime: `python -m benchmarks.float_latency --suite torchvision`.
+"""Time fxopt's float ONNX against torch.onnx.export's: `python -m benchmarks.float_latency --suite torchvision`.
 
 Both files run in turn in one process with one thread; the ratio is torch.onnx's median over fxopt's (above 1: fxopt's
 file is faster).
@@ -42,7 +42,12 @@ def compare(suite_name: str, name: str, seconds: float) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             torch.onnx.export(module, args, str(theirs), kwargs=kwargs, dynamo=True, verbose=False)
         result = measure(ours, program.flatten(*args, **kwargs), baseline=theirs, seconds=seconds)
-    return {"name": name, "seconds": result.seconds, "torch_onnx_seconds": result.baseline_seconds, "ratio": result.speedup}
+    return {
+        "name": name,
+        "seconds": result.seconds,
+        "torch_onnx_seconds": result.baseline_seconds,
+        "ratio": result.speedup,
+    }
 
 
 def _child(suite_name: str, name: str, seconds: float, results: Any) -> None:
@@ -50,7 +55,9 @@ def _child(suite_name: str, name: str, seconds: float, results: Any) -> None:
     try:
         results.put(compare(suite_name, name, seconds))
     except Exception as error:
-        results.put({"name": name, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=-3)})
+        results.put(
+            {"name": name, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=-3)}
+        )
 
 
 def main() -> int:
@@ -75,7 +82,8 @@ def main() -> int:
         print(f"{row['name']:<32} " + (f"{row['ratio']:.3f}x" if "ratio" in row else row["error"][:150]), flush=True)
     ratios = sorted(row["ratio"] for row in rows if "ratio" in row)
     if ratios:
-        print(f"{len(ratios)} models: lowest {ratios[0]:.3f}, median {ratios[len(ratios) // 2]:.3f}, highest {ratios[-1]:.3f}")
+        middle = ratios[len(ratios) // 2]
+        print(f"{len(ratios)} models: lowest {ratios[0]:.3f}, median {middle:.3f}, highest {ratios[-1]:.3f}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     return 0

@@ -31,7 +31,8 @@ def run(name: str, target: str, threads: list[int], seconds: float, folder: Path
 
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None)
-    calibrate_batch_norm(model, [(structured_images(8, 3, 224, 224, seed=1),)]).eval()
+    images = structured_images(12, 3, 224, 224, seed=1)
+    calibrate_batch_norm(model, (images[:8],), (images[8:],)).eval()
     example = structured_images(1, 3, 224, 224, seed=2)
     result = compile(
         model,
@@ -44,8 +45,15 @@ def run(name: str, target: str, threads: list[int], seconds: float, folder: Path
     to_onnx(Pipeline(tuple(CLEANUP))(capture(model, example)), folder / "float.onnx", target=target)
     timings = {}
     for count in threads:
-        timing = measure(folder / "int8.onnx", [example], baseline=folder / "float.onnx", threads=count, seconds=seconds)
-        timings[count] = {"int8": timing.seconds, "float": timing.baseline_seconds, "speedup": timing.speedup, "rounds": timing.rounds}
+        timing = measure(
+            folder / "int8.onnx", [example], baseline=folder / "float.onnx", threads=count, seconds=seconds
+        )
+        timings[count] = {
+            "int8": timing.seconds,
+            "float": timing.baseline_seconds,
+            "speedup": timing.speedup,
+            "rounds": timing.rounds,
+        }
     return {
         "name": name,
         "timings": timings,
@@ -71,7 +79,8 @@ def main() -> None:
             rows.append(row)
             for count, timing in row["timings"].items():
                 print(
-                    f"{name}: {count} thread(s): int8 {timing['int8'] * 1e3:.2f} ms, float {timing['float'] * 1e3:.2f} ms, "
+                    f"{name}: {count} thread(s): int8 {timing['int8'] * 1e3:.2f} ms, "
+                    f"float {timing['float'] * 1e3:.2f} ms, "
                     f"{timing['speedup']:.2f}x over {timing['rounds']} rounds; SQNR {row['sqnr']:.1f} dB",
                     flush=True,
                 )

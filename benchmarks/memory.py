@@ -56,7 +56,9 @@ def run(name: str, recipe: str, batch: int, measure: bool, results: Any) -> None
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "model.onnx"
         compile(model, images[:1], recipe=recipe, calibration=[images], dynamic="batch", output=output, measure=measure)  # type: ignore[arg-type]
-    results.put({"name": name, "recipe": recipe, "weights": weights, "activations": activations, "peak": peak() - before})
+    results.put(
+        {"name": name, "recipe": recipe, "weights": weights, "activations": activations, "peak": peak() - before}
+    )
 
 
 def main() -> int:
@@ -65,21 +67,26 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", default=["resnet50", "vgg16", "vit_b_16"])
     parser.add_argument("--recipe", default="int8")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--no-measure", action="store_true", help="skip the interleaved timing, which holds both models at once")
+    parser.add_argument(
+        "--no-measure", action="store_true", help="skip the interleaved timing, which holds both models at once"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     rows = []
     for name in options.models:
         results = context.Queue()
-        process = context.Process(target=run, args=(name, options.recipe, options.batch, not options.no_measure, results))
+        process = context.Process(
+            target=run, args=(name, options.recipe, options.batch, not options.no_measure, results)
+        )
         process.start()
         row = results.get()
         process.join()
         row["bound"] = 3 * row["weights"] + row["activations"]
         rows.append(row)
         print(
-            f"{name} {row['recipe']}: weights {row['weights'] / MEGABYTE:.0f} MB, activations {row['activations'] / MEGABYTE:.0f} MB, "
+            f"{name} {row['recipe']}: weights {row['weights'] / MEGABYTE:.0f} MB, "
+            f"activations {row['activations'] / MEGABYTE:.0f} MB, "
             f"peak {row['peak'] / MEGABYTE:.0f} MB = {row['peak'] / row['bound']:.2f} of the bound",
             flush=True,
         )

@@ -1,7 +1,8 @@
-"""Compile whole model zoos and prove every file: `python -m benchmarks.zoo --suite torchvision --task float --json out.json`.
+"""Compile whole model zoos and prove every file: `python -m benchmarks.zoo --suite timm --task float --json out.json`.
 
-Models run in child processes, so that a crash or a leak costs one of them. The float task compares onnxruntime with the eager model at two batch sizes
-(and a second sequence length where there is one); the int8 task compares it with the converted Program.
+Models run in child processes, so that a crash or a leak costs one of them. The float task compares onnxruntime with
+the eager model at two batch sizes (and a second sequence length where there is one), the int8 task with the converted
+Program.
 """
 
 from __future__ import annotations
@@ -123,12 +124,16 @@ def _record(outcome: Outcome, validation: Validation) -> None:
         raise FxoptError("; ".join(validation.failures[:3]))
 
 
-def _compare_with_eager(model: ZooModel, module: torch.nn.Module, program: Program, path: Path, outcome: Outcome) -> None:
+def _compare_with_eager(
+    model: ZooModel, module: torch.nn.Module, program: Program, path: Path, outcome: Outcome
+) -> None:
     """Require onnxruntime to return what the eager model does, at several sizes."""
     session = Session(path)
     names = [spec.name for spec in program.outputs if spec is not None]
     fixed = isinstance(program.inputs[0].shape[0], int)
-    for inputs in [model.inputs(BATCHES[0])] if fixed else [*(model.inputs(b) for b in BATCHES), model.other_inputs(BATCHES[1])]:
+    for inputs in (
+        [model.inputs(BATCHES[0])] if fixed else [*(model.inputs(b) for b in BATCHES), model.other_inputs(BATCHES[1])]
+    ):
         args, kwargs = call_of(inputs)
         with torch.no_grad():
             expected = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
@@ -185,7 +190,9 @@ class Worker:
             late = time.monotonic() - self.start > timeout
             if self.process.is_alive() and not late:
                 return None
-            lost = Outcome(self.model.name, self.model.family, self.suite, self.task, stage="timeout" if late else "crash")
+            lost = Outcome(
+                self.model.name, self.model.family, self.suite, self.task, stage="timeout" if late else "crash"
+            )
             lost.reason = f"after {timeout:.0f} s" if late else f"exit code {self.process.exitcode}"
             self.done = MODELS_A_PROCESS
             outcome = asdict(lost)
@@ -223,7 +230,11 @@ def run_suite(suite_name: str, task: str, only: list[str], jobs: int, timeout: f
 
 
 def _print(outcome: dict[str, Any], done: int, total: int) -> None:
-    state = "ok  " if outcome["ok"] else f"FAIL in {outcome['stage']}: {outcome['reason'].splitlines()[0][:200] if outcome['reason'] else ''}"
+    state = (
+        "ok  "
+        if outcome["ok"]
+        else f"FAIL in {outcome['stage']}: {outcome['reason'].splitlines()[0][:200] if outcome['reason'] else ''}"
+    )
     error = f"{outcome['max_error']:.1e}" if outcome["max_error"] is not None else "-"
     seconds = sum(outcome["seconds"].values())
     print(f"[{done}/{total}] {outcome['name']:<40} {state} error {error} {seconds:.1f} s", flush=True)
@@ -248,7 +259,8 @@ def main() -> int:
     print(f"{good} of {len(outcomes)} ok")
     for outcome in outcomes:
         if not outcome["ok"]:
-            print(f"  {outcome['name']}: {outcome['stage']}: {outcome['reason'].splitlines()[0][:300] if outcome['reason'] else ''}")
+            reason = outcome["reason"].splitlines()[0][:300] if outcome["reason"] else ""
+            print(f"  {outcome['name']}: {outcome['stage']}: {reason}")
     return 0 if good == len(outcomes) else 1
 
 

@@ -42,7 +42,9 @@ def first_difference(
 def _values_by_node(proto: onnx.ModelProto, program: Program) -> list[tuple[fx.Node, str]]:
     """Pair the nodes that have an ONNX node of their name with the value it makes."""
     made = {node.name: node.output[0] for node in proto.graph.node}
-    nodes = [node for node in program.graph.nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
+    nodes = [
+        node for node in program.graph.nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)
+    ]
     return [(node, made[node.name]) for node in nodes if node.name in made]
 
 

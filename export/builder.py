@@ -77,7 +77,7 @@ class OnnxGraph:
     # --- emitting ---------------------------------------------------------------------------------------------------
 
     def op(self, op_type: str, *inputs: Any, domain: str = "", **attributes: Any) -> str:
-        """Append a node with one output; inputs may be fx nodes, value names, numbers, lists, arrays or None (absent)."""
+        """Append a node with one output; inputs are fx nodes, value names, numbers, lists, arrays or None (absent)."""
         return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(self, op_type: str, *inputs: Any, outputs: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ class OnnxGraph:
         return self.op("Concat", *[[size] if isinstance(size, int) else size for size in sizes], axis=0)
 
     def scalar(self, value: Any) -> str:
-        """Return a 0-D value from a number or from a symbolic integer's node (those are kept as 1-D, of one element)."""
+        """Return a 0-D value from a number or a symbolic integer's node (kept as 1-D, of one element)."""
         if isinstance(value, fx.Node) and not isinstance(self.val(value), Tensor):
             return self.op("Squeeze", value, [0])
         return self.value(value)
@@ -224,7 +224,8 @@ class OnnxGraph:
             return self.value(value)
         target: list[int] = []
         unknown = 0
-        for dim, size in enumerate(result.shape):
+        shape: Sequence[int | SymInt] = result.shape
+        for dim, size in enumerate(shape):
             if isinstance(size, int):
                 target.append(size)
             elif dim < source.ndim and str(source.shape[dim]) == str(size):
@@ -232,8 +233,8 @@ class OnnxGraph:
             else:
                 target.append(-1)
                 unknown += 1
-        if 0 in [size for size in result.shape if isinstance(size, int)]:
-            return self.op("Reshape", value, self.sizes(list(sizes or result.shape)), allowzero=1)
+        if 0 in [size for size in shape if isinstance(size, int)]:
+            return self.op("Reshape", value, self.sizes(list(sizes or shape)), allowzero=1)
         if unknown <= 1:
             return self.op("Reshape", value, self.constant(np.array(target, dtype=np.int64)))
         if sizes is None:

@@ -22,7 +22,18 @@ INTEGER_KERNELS = {
     "QLinearLeakyRelu", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearSoftmax", "QLinearWhere",
     "QLinearReduceMean",
 }  # fmt: skip
-FLOAT_COMPUTE = {"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "ConvTranspose", "LSTM", "GRU", "Attention"}
+FLOAT_COMPUTE = {
+    "Conv",
+    "FusedConv",
+    "MatMul",
+    "Gemm",
+    "FusedMatMul",
+    "FusedGemm",
+    "ConvTranspose",
+    "LSTM",
+    "GRU",
+    "Attention",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,9 @@ class Census:
 
 
 def take_census(
-    model: str | Path | onnx.ModelProto, claimed: Mapping[str, str] | None = None, settings: Mapping[str, str] | None = None
+    model: str | Path | onnx.ModelProto,
+    claimed: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Census:
     """Let onnxruntime optimise a model and count what came out. `claimed` are the nodes that claim to be integer."""
     with tempfile.TemporaryDirectory(prefix="fxopt-census-") as folder:
@@ -82,9 +95,7 @@ def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
             integer[name] = found.op_type
         elif found is not None:
             unfused[name] = found.op_type
-    weights = [
-        node.name for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    ]
+    weights = [node.name for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants]
     return Census(
         kernels=dict(sorted(Counter(node.op_type for node in graph.node).items())),
         integer=integer,

@@ -64,9 +64,8 @@ def _lower_linear(edit: Edit, node: fx.Node, target: Target) -> None:
         stored, scale, zero = _transposed(edit, weight), weight.args[1], weight.args[2]
         _become(edit, node, matmul_integer_to_float, q, stored, x_scale, scale, x_zero, zero, bias)
     elif node.meta["val"].ndim > 2:
-        transposed = edit.call(
-            dequantize, _transposed(edit, weight), weight.args[1], weight.args[2], 1, before=node, name=f"{weight.name}_t"
-        )
+        stored, (scale, zero) = _transposed(edit, weight), weight.args[1:3]
+        transposed = edit.call(dequantize, stored, scale, zero, 1, before=node, name=f"{weight.name}_t")
         _become(edit, node, aten.matmul.default, x, transposed)
         if bias is not None:
             _add_bias(edit, node, bias)
@@ -77,7 +76,7 @@ def _transposed(edit: Edit, weight: fx.Node) -> fx.Node:
     source = _node(weight.args[0])
     for user in source.graph.find_nodes(op="get_attr"):
         if user.target == f"{source.target}_transposed":
-            return user
+            return _node(user)
     values = edit.constant(source)
     assert values is not None
     return edit.add_constant(f"{source.target}_transposed", values.t().contiguous(), before=source.next)
@@ -113,8 +112,8 @@ def _pad_input(edit: Edit, node: fx.Node, target: Target) -> None:
     wide = edit.call(dequantize, padded, scale, zero_node, None, before=node, name=f"{x.name}_padded")
     source = _node(weight.args[0])
     values = edit.add_constant(f"{source.target}_padded", functional.pad(stored, pads), before=node)
-    narrow = weight.args[1:]
-    node.args = (wide, edit.call(dequantize, values, *narrow, before=node, name=f"{weight.name}_padded"), *node.args[2:])
+    wide_weight = edit.call(dequantize, values, *weight.args[1:], before=node, name=f"{weight.name}_padded")
+    node.args = (wide, wide_weight, *node.args[2:])
 
 
 def _lower_mean(edit: Edit, node: fx.Node) -> None:

@@ -84,7 +84,11 @@ def _runner(session: Session, inputs: Sequence[Tensor]) -> Callable[[], object]:
 
 
 def profile(
-    model: str | Path | onnx.ModelProto, inputs: Sequence[Tensor], *, runs: int = 10, settings: Mapping[str, str] | None = None
+    model: str | Path | onnx.ModelProto,
+    inputs: Sequence[Tensor],
+    *,
+    runs: int = 10,
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Return the median seconds of each node of the optimised graph, slowest first, with one thread."""
     with tempfile.TemporaryDirectory(prefix="fxopt-profile-") as folder:

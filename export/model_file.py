@@ -30,6 +30,8 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 INLINE_BYTES = 1024  # small ones, such as shapes, stay in the model: runtimes read them while they load the graph
 PAGE = 4096  # external weights start at whole pages, so that a runtime can map them into memory
 
+NOTHING = np.zeros(0, dtype=np.uint8)
+
 # Field numbers of onnx.proto, and the wire type of a field with a length in front.
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA, LENGTH_DELIMITED = 7, 5, 9, 2
 
@@ -94,7 +96,7 @@ class OnnxModel:
                 entries = {"location": path.name, "offset": str(file.tell()), "length": str(_size(weight))}
                 for key, value in entries.items():
                     header.external_data.add(key=key, value=value)
-                file.write(_raw(weight))
+                file.write(_raw(weight).data)
         return headers
 
     def _write_model(self, file: BinaryIO, external: Mapping[str, TensorProto]) -> None:
@@ -110,14 +112,16 @@ class OnnxModel:
             else:
                 raw = _tag(TENSOR_RAW_DATA) + _varint(_size(weight))
                 heads[name] = _header(name, weight).SerializeToString() + raw
-        sizes = {name: len(head) + (0 if name in external else _size(self.weights[name])) for name, head in heads.items()}
+        sizes = {
+            name: len(head) + (0 if name in external else _size(self.weights[name])) for name, head in heads.items()
+        }
         starts = {name: _tag(GRAPH_INITIALIZER) + _varint(size) for name, size in sizes.items()}
         total = len(graph) + sum(len(starts[name]) + sizes[name] for name in heads)
         file.write(model.SerializeToString() + _tag(MODEL_GRAPH) + _varint(total) + graph)
         for name, head in heads.items():
             file.write(starts[name] + head)
             if name not in external:
-                file.write(_raw(self.weights[name]))
+                file.write(_raw(self.weights[name]).data)
 
 
 def _header(name: str, weight: Weight) -> TensorProto:
@@ -130,12 +134,12 @@ def _size(weight: Weight) -> int:
     return weight.numel() * weight.element_size() if isinstance(weight, Tensor) else weight.nbytes
 
 
-def _raw(weight: Weight) -> memoryview:
+def _raw(weight: Weight) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return the bytes of a weight in row-major order; nothing is copied where they lie so in memory."""
     if isinstance(weight, Tensor):
         flat = weight.detach().cpu().contiguous().reshape(-1)
-        return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
-    return memoryview(np.ascontiguousarray(weight).reshape(-1).view(np.uint8)) if weight.size else memoryview(b"")
+        return flat.view(torch.uint8).numpy() if flat.numel() else NOTHING
+    return np.ascontiguousarray(weight).reshape(-1).view(np.uint8) if weight.size else NOTHING
 
 
 def _tag(field: int) -> bytes:

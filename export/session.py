@@ -58,7 +58,7 @@ class Session:
         self.inputs = [entry.name for entry in self.raw.get_inputs()]
         self.outputs = [entry.name for entry in self.raw.get_outputs()]
 
-    def feeds(self, tensors: Sequence[Tensor], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def feeds(self, tensors: Sequence[Tensor], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Name the tensor inputs. An input that the graph does not use is left out."""
         names = self.inputs if names is None else names
         pairs = zip(names, tensors, strict=True)
@@ -68,7 +68,7 @@ class Session:
         """Run the model on its inputs, in order."""
         return self.run(self.feeds(tensors))
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:  # type: ignore[type-arg]
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
         """Run the model on named arrays."""
         try:
             return [torch.from_numpy(np.asarray(array)) for array in self.raw.run(None, dict(feeds))]

@@ -53,7 +53,9 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
     Returns the runs and, in words, the sizes that the Program itself refuses.
     """
     base = dimension_sizes(program, inputs)
-    wanted = [base] + [{**base, name: other} for name, size in base.items() for other in (1 if size > 1 else 2, size + 1)]
+    wanted = [base] + [
+        {**base, name: other} for name, size in base.items() for other in (1 if size > 1 else 2, size + 1)
+    ]
     runs: list[Run] = []
     skipped: list[str] = []
     for sizes in wanted:

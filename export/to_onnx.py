@@ -71,7 +71,10 @@ def _choose_opset(program: Program, target: Target, opset: int | None) -> int:
 
 
 def _boundary_specs(graph: OnnxGraph) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Reserve the user's names of inputs and outputs, before any node takes one; an output named as an input gets a number."""
+    """Reserve the user's names of inputs and outputs, before any node takes one.
+
+    An output that is named as an input gets a number behind its name.
+    """
     inputs = [replace(spec, name=graph.unique(spec.name)) for spec in graph.program.inputs]
     for spec, node in zip(inputs, graph.program.placeholders, strict=True):
         graph.values[node] = spec.name
@@ -184,9 +187,10 @@ def _assemble(
     imports = [helper.make_opsetid("", graph.opset)]
     if any(node.domain == CONTRIB for node in nodes):
         imports.append(helper.make_opsetid(CONTRIB, 1))
-    boundary = [[_value_info(spec) for spec in specs] for specs in (inputs, outputs)]
     skeleton = helper.make_model_gen_version(
-        helper.make_graph(nodes, "fxopt", *boundary), opset_imports=imports, ir_version=IR_VERSION[graph.opset]
+        helper.make_graph(nodes, "fxopt", list(map(_value_info, inputs)), list(map(_value_info, outputs))),
+        opset_imports=imports,
+        ir_version=IR_VERSION[graph.opset],
     )
     skeleton.producer_name, skeleton.producer_version = "fxopt", __version__
     history = "\n".join(graph.program.history)

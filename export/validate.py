@@ -60,7 +60,9 @@ class Validation:
         """Raise ValidationError with all failures, if there are any. `model` names the file in the message."""
         if self.failures:
             text = "\n  ".join(self.failures)
-            raise ValidationError(f"{model} is not proved:\n  {text}\nDo not deploy it; report the model if fxopt made the file.")
+            raise ValidationError(
+                f"{model} is not proved:\n  {text}\nDo not deploy it; report the model if fxopt made the file."
+            )
 
 
 def validate(
@@ -172,7 +174,9 @@ class _Proof:
 
     def _judge(self, census: Census) -> None:
         for name, kernel in census.unfused.items():
-            self.failures.append(f"'{name}' is quantized but runs as {kernel}, not as an integer kernel of target {self.target.name}.")
+            self.failures.append(
+                f"'{name}' is quantized but runs as {kernel}, not as an integer kernel of target {self.target.name}."
+            )
         if census.weight_dequantize and self.claimed:
             self.failures.append(f"{census.weight_dequantize} constant weights are dequantized on every run.")
 

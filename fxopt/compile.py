@@ -25,8 +25,8 @@ from fxopt.export.compare import OutputError, compare_outputs
 from fxopt.export.measure import Measurement, measure
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.session import Session
+from fxopt.export.sweep import dimension_sizes, reference_outputs, resize
 from fxopt.export.to_onnx import to_onnx
-from fxopt.export.sweep import reference_outputs
 from fxopt.export.validate import Validation, validate
 from fxopt.graph.capture import Dynamic, call_of, capture
 from fxopt.graph.cost import macs_per_sample, parameter_count
@@ -40,6 +40,7 @@ from fxopt.target import OPSETS, Target, find_target
 Recipe = Literal["float", "int8"] | Pipeline | Sequence[Pass]
 RECIPES = ("float", "int8")
 Progress = Callable[[str], None]
+CAPTURE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ def compile(
     job = _Job(resolve_target(target), opset, evaluate, progress or (lambda stage: None), filename)
     _check_choices(recipe, opset)
     if recipe == "int8" and calibration is None:
-        raise ModelError("recipe='int8' needs calibration data: pass calibration=[...] with items shaped like example_inputs.")
+        raise ModelError(
+            "recipe='int8' needs calibration data: pass calibration=[...] with items shaped like example_inputs."
+        )
     with job.stage("capture"):
         program, inputs = _program(model, example_inputs, dynamic)
         if isinstance(model, nn.Module):
-            check_capture(model, program, example_inputs, inputs)
+            check_capture(model, program, inputs)
     with job.stage("cleanup"):
         baseline = Pipeline(tuple(CLEANUP))(program)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
@@ -105,7 +108,9 @@ def resolve_target(target: str | Target) -> Target:
     """Return a Target; "auto" is the one of this machine."""
     if target == "auto":
         machine = platform.machine().lower()
-        return find_target("x86" if machine in ("x86_64", "amd64") else "arm64" if machine in ("aarch64", "arm64") else "portable")
+        return find_target(
+            "x86" if machine in ("x86_64", "amd64") else "arm64" if machine in ("aarch64", "arm64") else "portable"
+        )
     return find_target(target)
 
 
@@ -166,7 +171,7 @@ def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) 
 
 
 def example_of(program: Program) -> tuple[Tensor, ...]:
-    """Make example inputs from the specs: normal values for floats, zeros and ones for integers; 2 for dynamic sizes."""
+    """Make example inputs from the specs: normal values for floats, 0 and 1 for integers; 2 for dynamic sizes."""
     generator = torch.Generator().manual_seed(0)
     result = []
     for spec, node in zip(program.inputs, program.placeholders, strict=True):
@@ -178,24 +183,46 @@ def example_of(program: Program) -> tuple[Tensor, ...]:
     return tuple(result)
 
 
-def check_capture(model: nn.Module, program: Program, example_inputs: Any, inputs: tuple[Tensor, ...]) -> None:
-    """Raise ValidationError unless the Program returns what the model itself does, to 1e-5 of the range."""
-    args, kwargs = call_of(example_inputs)
+def check_capture(model: nn.Module, program: Program, inputs: tuple[Tensor, ...]) -> None:
+    """Raise ValidationError unless the Program returns what the model does, for its inputs and at other sizes.
+
+    The bound is 1e-4 of each output's range. Sizes that the model itself refuses are left out.
+    """
+    _compare_with_model(program, _eager_outputs(model, program, inputs), inputs, {})
+    base = dimension_sizes(program, inputs)
+    for other in ({name: 2 * size + 1 for name, size in base.items()}, {name: size + 1 for name, size in base.items()}):
+        tensors = resize(program, inputs, other)
+        try:
+            expected = _eager_outputs(model, program, tensors)
+        except Exception:
+            continue
+        return _compare_with_model(program, expected, tensors, other)
+
+
+def _eager_outputs(model: nn.Module, program: Program, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """Run the model itself in inference mode; returns its tensor outputs. The model is left as it was."""
     modes = [(module, module.training) for module in model.modules()]
+    args, kwargs = program.call_arguments(tensors)
     model.eval()
     try:
         with torch.no_grad():
-            expected = pytree.tree_leaves(model(*args, **kwargs))
+            return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _compare_with_model(
+    program: Program, expected: list[Tensor], inputs: tuple[Tensor, ...], sizes: Mapping[str, int]
+) -> None:
     names = [spec.name for spec in program.outputs if spec is not None]
-    wanted = [value for value in expected if isinstance(value, Tensor)]
-    for error in compare_outputs(names, wanted, reference_outputs(program, inputs)):
-        if error.relative > 1e-4:
+    at = f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""
+    for error in compare_outputs(names, expected, reference_outputs(program, inputs)):
+        if error.relative > CAPTURE_TOLERANCE:
             raise ValidationError(
-                f"The captured Program does not agree with the model: output '{error.name}' is off by {error.max_error:.3g} "
-                f"({error.relative:.2g} of its range). A model that draws random numbers or keeps state does that."
+                f"The captured Program does not agree with the model{at}: output '{error.name}' is off by "
+                f"{error.max_error:.3g} ({error.relative:.2g} of its range). A model that draws random numbers, keeps "
+                "state, or computes Python numbers from sizes (int(n / 2)) does that; name fewer dynamic dimensions."
             )
 
 
@@ -240,7 +267,12 @@ def _quantize(
 
 
 def _emit(
-    job: _Job, program: Program, inputs: tuple[Tensor, ...], folder: Path, reasons: Mapping[str, str], strict: bool = True
+    job: _Job,
+    program: Program,
+    inputs: tuple[Tensor, ...],
+    folder: Path,
+    reasons: Mapping[str, str],
+    strict: bool = True,
 ) -> _Compiled:
     path = folder / job.filename
     with job.stage("emit"):
@@ -281,7 +313,9 @@ def _report(
         inputs=tuple(map(str, baseline.inputs)),
         outputs=tuple(str(spec) for spec in baseline.outputs if spec is not None),
         baseline=ModelFigures(file_bytes(path), parameter_count(baseline), macs_per_sample(baseline), metrics[0]),
-        result=ModelFigures(file_bytes(compiled.path), parameter_count(compiled.program), macs_per_sample(compiled.program), metrics[1]),
+        result=ModelFigures(
+            file_bytes(compiled.path), parameter_count(compiled.program), macs_per_sample(compiled.program), metrics[1]
+        ),
         differences=tuple(_differences(compiled, baseline, inputs)),
         proof=compiled.validation.outputs,
         census=census,
@@ -314,11 +348,13 @@ class OnnxCallable:
         self.program = program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run onnxruntime with the signature of the original model."""
         values = iter(self.session(*self.program.flatten(*args, **kwargs)))
         flat = self.program.output_node.args[0]
         assert isinstance(flat, tuple)
         return self.program.unflatten(
-            next(values) if spec is not None else constant for spec, constant in zip(self.program.outputs, flat, strict=True)
+            next(values) if spec is not None else constant
+            for spec, constant in zip(self.program.outputs, flat, strict=True)
         )
 
 

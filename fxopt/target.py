@@ -14,7 +14,6 @@ import torch
 
 from fxopt.errors import TargetError
 
-
 aten = torch.ops.aten
 
 # Ops with an integer kernel that gains only between integer ops: alone, the conversions around it cost more.

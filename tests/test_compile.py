@@ -134,7 +134,9 @@ def test_nothing_is_written_when_the_proof_fails(
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
 
-    monkeypatch.setattr(COMPILE, "to_onnx", lambda program, path, **options: to_onnx(_shifted(program), path, **options))
+    monkeypatch.setattr(
+        COMPILE, "to_onnx", lambda program, path, **options: to_onnx(_shifted(program), path, **options)
+    )
     with pytest.raises(ValidationError, match=r"not proved[\s\S]*'logits' differs"):
         fxopt.compile(model, X[:1], recipe="float", output=path, measure=False)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
@@ -160,3 +162,12 @@ def test_a_model_that_draws_random_numbers_is_refused() -> None:
 
     with pytest.raises(ValidationError, match="does not agree with the model"):
         fxopt.compile(Noise(), torch.randn(2, 3), recipe="float", measure=False)
+
+
+def test_a_number_computed_from_a_dynamic_size_is_found() -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: int(x.shape[0] / 2)].sum(0)
+
+    with pytest.raises(ValidationError, match=r"at batch=9[\s\S]*fewer dynamic dimensions"):
+        fxopt.compile(Half(), torch.randn(4, 3), recipe="float", dynamic="batch", measure=False)

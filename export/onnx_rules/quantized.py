@@ -40,7 +40,7 @@ def dequantize(g: OnnxGraph, q: fx.Node, scale: fx.Node, zero_point: fx.Node, ax
 def fake_quantize(
     g: OnnxGraph, x: fx.Node, scale: fx.Node, zero_point: fx.Node, axis: int | None, quant_min: int, quant_max: int
 ) -> str:
-    """fxopt::fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max) -> Tensor"""
+    """fxopt::fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max) -> Tensor"""  # noqa: E501
     dtype = torch.int8 if quant_min < 0 else torch.uint8
     q = _quantized(g, x, scale, zero_point, axis, (quant_min, quant_max), dtype)
     return g.op("DequantizeLinear", q, scale, _zero_point(g, zero_point, dtype), axis=axis)
@@ -67,7 +67,13 @@ def matmul_integer_to_float(
 
 
 def _quantized(
-    g: OnnxGraph, x: fx.Node, scale: fx.Node, zero_point: fx.Node, axis: int | None, limits: tuple[int, int], dtype: torch.dtype
+    g: OnnxGraph,
+    x: fx.Node,
+    scale: fx.Node,
+    zero_point: fx.Node,
+    axis: int | None,
+    limits: tuple[int, int],
+    dtype: torch.dtype,
 ) -> str:
     q = g.op("QuantizeLinear", x, scale, _zero_point(g, zero_point, dtype), axis=axis)
     info = torch.iinfo(dtype)

@@ -14,7 +14,7 @@ from fxopt.export.builder import ONNX_TYPE, OnnxGraph, Rule
 from fxopt.export.delegate import delegate_one
 from fxopt.export.onnx_rules.elementwise import table
 from fxopt.export.onnx_rules.operands import compute, kernel_dtype, operand, reduced
-from fxopt.export.onnx_rules.shapes import filled, ints, is_static, joined, shape_value, size_of
+from fxopt.export.onnx_rules.shapes import TO_THE_END, cut, filled, ints, is_static, joined, shape_value, size_of
 
 aten = torch.ops.aten
 
@@ -247,6 +247,16 @@ def cumprod(g: OnnxGraph, self: fx.Node, dim: int, dtype: Any) -> str:
     return g.ops("Scan", ones, value, outputs=2, body=body, **along)[1]
 
 
+def diff(g: OnnxGraph, self: fx.Node, n: int, dim: int, prepend: fx.Node | None, append: fx.Node | None) -> str:
+    """aten::diff(Tensor self, int n=1, int dim=-1, Tensor? prepend=None, Tensor? append=None) -> Tensor"""
+    ends = [g.cast(part, g.dtype()) for part in (prepend, self, append) if part is not None]
+    value = ends[0] if len(ends) == 1 else g.op("Concat", *ends, axis=dim)
+    for _ in range(n):
+        later, earlier = cut(g, value, dim, 1, TO_THE_END), cut(g, value, dim, 0, -1)
+        value = g.op("Xor", later, earlier) if g.dtype() is torch.bool else g.op("Sub", later, earlier)
+    return value
+
+
 def topk(g: OnnxGraph, self: fx.Node, k: Any, dim: int, largest: bool, sorted: bool) -> tuple[str, str]:
     """aten::topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)"""  # noqa: E501
     return _top(g, self, ints(g, [k]) if isinstance(k, int) else g.value(k), dim, largest)
@@ -312,6 +322,7 @@ RULES: dict[Any, Rule] = {
     aten.norm.ScalarOpt_dtype: norm_all,
     aten.cumsum.default: cumsum,
     aten.cumprod.default: cumprod,
+    aten.diff.default: diff,
     aten.topk.default: topk,
     aten.sort.default: sort,
     aten.sort.stable: sort_stable,

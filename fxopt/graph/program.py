@@ -7,7 +7,7 @@ Every value node carries its fake tensor in `node.meta["val"]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,15 @@ class Program:
         if len(args) <= len(names) and set(by_name) == {*names[:expected_args], *expected_kwargs}:
             args = tuple(by_name[name] for name in names[:expected_args])
             kwargs = {name: by_name[name] for name in expected_kwargs}
+        return args, kwargs
+
+    def call_arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turn tensor inputs, in order, into the positional and keyword arguments of the original call."""
+        rest = iter(tensors)
+        leaves = [
+            self.constants[leaf] if leaf in self.constants else next(rest) for leaf in range(self.in_spec.num_leaves)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         return args, kwargs
 
     def unflatten(self, outputs: Iterable[Any]) -> Any:

@@ -174,7 +174,8 @@ def _absorbing_scale(scale: float, zero_point: int, bounds: Iterable[Bounds]) ->
     """Shrink a scale by rounding errors, until clipping to any of the bounds is redundant."""
     for limits in bounds:
         for shrink in range(24):
-            candidate = float(torch.tensor(scale * (1 - 2.0 ** (shrink - 30)), dtype=torch.float32)) if shrink else scale
+            factor = 1 - 2.0 ** (shrink - 30) if shrink else 1.0
+            candidate = float(torch.tensor(scale * factor, dtype=torch.float32))
             if clip_is_redundant(candidate, zero_point, limits, QUANT_MIN, QUANT_MAX):
                 scale = candidate
                 break

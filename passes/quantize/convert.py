@@ -14,13 +14,16 @@ from torch import Tensor, fx
 from fxopt.errors import PassError, where
 from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import INTEGER_KINDS, is_constant, is_dequantized, is_dequantized_weight
+from fxopt.graph.quantized import INTEGER_KINDS, WEIGHTED_KINDS, is_constant, is_dequantized, is_dequantized_weight
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.calibrate import clip_is_redundant
 from fxopt.passes.quantize.expand import expand_activations
 from fxopt.passes.quantize.placement import ABSORBS_CLIP
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, clip_bounds
 from fxopt.target import Target, find_target
+
+LAYERS = [op for op, kind in INTEGER_KINDS.items() if kind in WEIGHTED_KINDS]
+LINEAR = torch.ops.aten.linear.default
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,8 @@ class Convert:
                 _absorb_clip(edit, node)
                 _convert_value(edit, node, target, zero_points)
         expand_activations(edit, target)
-        for node in list(edit.graph.nodes):
-            if node.op == "call_function" and INTEGER_KINDS.get(node.target) in ("conv", "linear"):
-                _convert_bias(edit, node, target)
+        for node in edit.calls(*LAYERS):
+            _convert_bias(edit, node, target)
         return edit.finish()
 
 
@@ -114,7 +116,7 @@ def _convert_bias(edit: Edit, node: fx.Node, target: Target) -> None:
     if not (is_dequantized(x) and is_dequantized_weight(weight)) or not isinstance(bias, fx.Node):
         return
     value = edit.constant(bias)
-    if value is None or (INTEGER_KINDS[node.target] == "linear" and not needs_integer_bias(node, target)):
+    if value is None or (node.target is LINEAR and not needs_integer_bias(node, target)):
         return
     assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
     x_scale, weight_scale = edit.constant(x.args[1]), edit.constant(weight.args[1])

@@ -32,7 +32,7 @@ def expand_activations(edit: Edit, target: Target) -> None:
     """Spell every silu, hardsigmoid and hardswish between dequantize and quantize with integer ops."""
     for node in edit.calls(*EXPANSIONS):
         if is_dequantized(node.args[0]) and node.users and all(user.target is quantize for user in node.users):
-            EXPANSIONS[node.target](edit, node, target)  # type: ignore[index]
+            EXPANSIONS[node.target](edit, node, target)
 
 
 def _silu(edit: Edit, node: fx.Node, target: Target) -> None:
@@ -89,7 +89,9 @@ def _three(edit: Edit, node: fx.Node, target: Target) -> fx.Node:
     """Return the constant 3, of the rank of the node's value, as an integer step of 3."""
     rank = node.meta["val"].ndim
     scale = edit.add_constant(f"{node.name}_three_scale", torch.tensor(3.0), before=node)
-    zero_point = edit.add_constant(f"{node.name}_three_zero_point", torch.tensor(0, dtype=target.activation), before=node)
+    zero_point = edit.add_constant(
+        f"{node.name}_three_zero_point", torch.tensor(0, dtype=target.activation), before=node
+    )
     one = edit.add_constant(f"{node.name}_three", torch.ones([1] * rank, dtype=target.activation), before=node)
     return edit.call(dequantize, one, scale, zero_point, None, before=node, name=f"{node.name}_three_dequantized")
 

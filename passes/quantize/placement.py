@@ -147,8 +147,8 @@ class _Search:
     def carries_integers(self, value: fx.Node) -> bool:
         """Say whether a value is quantized by the op that makes it."""
         maker = value
-        if value not in self.integer and value.op == "call_function" and value.args and isinstance(value.args[0], fx.Node):
-            maker = value.args[0]  # a clip that is absorbed, or a getitem
+        if value not in self.integer and value.op == "call_function" and value.all_input_nodes:
+            maker = value.all_input_nodes[0]  # of a clip that is absorbed, or of a getitem
         role = self.integer.get(maker)
         return role is not None and role is not Role.LINEAR and value in self.values_of(maker)
 
@@ -173,7 +173,7 @@ def _unfit(node: fx.Node) -> str | None:
 
 
 class Groups:
-    """Union-find over nodes: which values share a scale. A group may carry the bounds that its values are clipped to."""
+    """Union-find over nodes: which values share a scale, and the bounds that all values of a group are clipped to."""
 
     def __init__(self) -> None:
         self.parent: dict[fx.Node, fx.Node] = {}

@@ -73,7 +73,7 @@ def convolution_problem(node: fx.Node, target: Target) -> str | None:
     if width < kernels.input_minimum or width % kernels.input_multiple:
         return f"{width} input channels; the target takes multiples of {kernels.input_multiple}"
     if outputs < kernels.output_minimum or outputs % kernels.output_multiple:
-        return f"{outputs} output channels; the target takes {kernels.output_minimum} and more, in {kernels.output_multiple}s"
+        return f"{outputs} output channels; the target takes {kernels.output_minimum}+, in {kernels.output_multiple}s"
     return None
 
 

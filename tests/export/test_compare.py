@@ -27,7 +27,12 @@ def test_a_constant_output_is_judged_by_its_size() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, math.nan, 0.0]), torch.tensor([0.0, math.inf, 0.0])],
+    [
+        torch.zeros(2),
+        torch.zeros(3, dtype=torch.float64),
+        torch.tensor([0.0, math.nan, 0.0]),
+        torch.tensor([0.0, math.inf, 0.0]),
+    ],
 )
 def test_shape_dtype_and_stray_nan_or_infinity_are_infinite_errors(value: torch.Tensor) -> None:
     assert compare_output("y", torch.zeros(3), value).relative == math.inf

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import UnsupportedOpError
-from fxopt.export.onnx_rules import ONNX_RULES
 from fxopt.export.model_file import OnnxModel
+from fxopt.export.onnx_rules import ONNX_RULES
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
 from tests.export.op_cases import assert_close, session_of

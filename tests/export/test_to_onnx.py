@@ -38,7 +38,11 @@ def test_names_of_inputs_outputs_dims_and_nodes_are_kept(tmp_path: Path) -> None
     program = capture(Named(), named_inputs(2), dynamic=DIMS)
     graph = to_onnx(program, tmp_path / "m.onnx").proto.graph
     assert [value.name for value in graph.input] == ["tokens", "mask"]
-    assert [dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim] == ["batch", "sequence", 4]
+    assert [dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        "sequence",
+        4,
+    ]
     assert [value.name for value in graph.output] == ["logits", "again", "mask_1", "parts_0"]
     names = {node.name for node in program.graph.nodes}
     assert {"linear", "relu", "mul"} <= names & {node.name for node in graph.node}
@@ -102,7 +106,8 @@ def test_tied_weights_are_stored_once() -> None:
             self.head.weight = self.embedding.weight
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.embedding(x) @ self.head.weight.t()
+            hidden: Tensor = self.embedding(x)
+            return hidden @ self.head.weight.t()
 
     model = to_onnx(capture(Tied(), torch.ones(2, 3, dtype=torch.int64)))
     assert [tuple(weight.shape) for weight in model.weights.values() if len(weight.shape) == 2] == [(50, 16)]

@@ -29,7 +29,8 @@ class Net(nn.Module):
         self.head = nn.Linear(32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+        logits: Tensor = self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+        return logits
 
 
 X = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))

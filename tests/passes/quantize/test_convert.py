@@ -1,6 +1,7 @@
 """InsertObservers, Calibrate, Convert: hand-computed integers, absorbed clips, and the order of the three."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_the_integers_of_one_convolution_by_hand() -> None:
     with torch.no_grad():
         layer.weight.zero_()
         layer.weight[0, :, 0, 0] = torch.tensor([0.254, -0.127, 0.0011, 0.0])
-        layer.bias.fill_(0.5)
+        layer.bias = nn.Parameter(torch.full((16,), 0.5))
     x = torch.linspace(-1.0, 3.0, 64).reshape(1, 4, 4, 4).repeat(2, 1, 1, 1)
     program = verify(Quantize([x], observer="minmax")(program_of(layer, x)), full=True)
     found, name = tensors(program), program.placeholders[0].name
@@ -111,7 +112,7 @@ def test_a_bias_that_would_overflow_int32_widens_the_scale_of_its_channel() -> N
     with torch.no_grad():
         layer.weight[3] = 1e-12
         layer.weight[4] = 0.0
-        layer.bias.fill_(0.7)
+        layer.bias = nn.Parameter(torch.full((16,), 0.7))
     x = torch.randn(2, 4, 4, 4)
     program = Quantize([x])(program_of(layer, x))
     found = tensors(program)
@@ -130,7 +131,8 @@ def test_a_redundant_clip_changes_nothing(step: float, zero_point: int, bounds: 
 
     def integers(x: Tensor) -> Tensor:
         zero = torch.tensor(zero_point, dtype=torch.uint8)
-        return quantize(x, torch.tensor(scale), zero, None, 0, 255, torch.uint8)
+        result: Tensor = quantize(x, torch.tensor(scale), zero, None, 0, 255, torch.uint8)
+        return result
 
     unchanged = torch.equal(integers(values.clamp(*bounds)), integers(values))
     assert clip_is_redundant(scale, zero_point, bounds, 0, 255) == unchanged
@@ -140,9 +142,7 @@ def test_a_redundant_clip_changes_nothing(step: float, zero_point: int, bounds: 
     "clip",
     [torch.relu, functional.relu6, functional.hardtanh, lambda x: x.clamp(-0.37, 0.61), lambda x: x.clamp(min=-0.2)],
 )
-def test_clips_are_absorbed_whatever_their_bounds(clip: object) -> None:
-    assert callable(clip)
-
+def test_clips_are_absorbed_whatever_their_bounds(clip: Callable[[Tensor], Tensor]) -> None:
     class Clipped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -177,11 +177,18 @@ def test_a_clip_is_not_absorbed_if_the_value_before_it_is_read_too() -> None:
     assert list(integer_nodes(quantized).values()) == ["conv", "conv"]
 
 
-@pytest.mark.parametrize("function", [functional.silu, functional.hardswish, functional.hardsigmoid])
 @pytest.mark.parametrize("target", ["x86", "arm64"])
-def test_activations_are_spelled_with_integer_ops(function: object, target: str) -> None:
-    assert callable(function)
-
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (functional.silu, {"sigmoid", "mul"}),
+        (functional.hardswish, {"add", "mul"}),
+        (functional.hardsigmoid, {"add"}),
+    ],
+)
+def test_activations_are_spelled_with_integer_ops(
+    function: Callable[[Tensor], Tensor], kinds: set[str], target: str
+) -> None:
     class Between(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -195,12 +202,7 @@ def test_activations_are_spelled_with_integer_ops(function: object, target: str)
     x = 6 * torch.randn(2, 4, 8, 8)
     program = program_of(Between(), x)
     quantized = verify(Quantize([x], target)(program), full=True)
-    kinds = set(integer_nodes(quantized).values())
-    assert kinds == {
-        functional.silu: {"conv", "sigmoid", "mul"},
-        functional.hardswish: {"conv", "add", "mul"},
-        functional.hardsigmoid: {"conv", "add"},
-    }[function]
+    assert set(integer_nodes(quantized).values()) == {"conv", *kinds}
     assert sqnr(program(x), quantized(x)) > 28
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -146,7 +147,8 @@ def test_integers_hold_at_other_sizes_of_dynamic_dimensions() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "mobilenet_v3_small"])
 def test_architectures_of_torchvision(name: str) -> None:
-    pytest.importorskip("torchvision")
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
     from benchmarks.zoo_models.torchvision_models import torchvision_models
 
     model = next(model for model in torchvision_models() if model.name == name)

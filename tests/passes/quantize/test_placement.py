@@ -113,7 +113,8 @@ def test_the_table_of_the_target_decides() -> None:
     placement = placed(small, torch.randn(2, 6, 8, 8), dataclasses.replace(X86, convolution=kernels))
     assert placement.integer == {"conv2d": Role.CONVOLUTION}
     no_chain = dataclasses.replace(X86, chain_ops=frozenset())
-    assert placed(Residual(), target=no_chain).float_reasons["add"] == "the target has no integer kernel for aten.add.Tensor"
+    reasons = placed(Residual(), target=no_chain).float_reasons
+    assert reasons["add"] == "the target has no integer kernel for aten.add.Tensor"
 
 
 def test_keep_float_with_and_without_a_reason() -> None:
@@ -141,7 +142,8 @@ def test_every_value_that_an_integer_op_reads_is_a_point() -> None:
         nodes = {node.name: node for node in program.graph.nodes}
         for name, role in placement.integer.items():
             sources = nodes[name].args[0] if role is Role.CONCATENATE else nodes[name].args[:1]
-            for source in sources:  # type: ignore[union-attr]
+            assert isinstance(sources, list | tuple)
+            for source in sources:
                 assert isinstance(source, fx.Node)
                 point = placement.points[source.name]
                 assert point.readers is None or name in point.readers
