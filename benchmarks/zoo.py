@@ -43,6 +43,7 @@ from fxopt.target import find_target
 SUITES = ("torchvision", "timm", "transformers", "rnn")
 BATCHES = (2, 3)
 MODELS_A_PROCESS = 12
+EAGER_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -127,20 +128,59 @@ def _record(outcome: Outcome, validation: Validation) -> None:
 def _compare_with_eager(
     model: ZooModel, module: torch.nn.Module, program: Program, path: Path, outcome: Outcome
 ) -> None:
-    """Require onnxruntime to return what the eager model does, at several sizes."""
+    """Require onnxruntime to return what the eager model does, at several sizes.
+
+    Random deep networks amplify some inputs so much that float32 means nothing there. An input for which the eager
+    model is that far from itself in float64 is left out, with a note.
+    """
     session = Session(path)
-    names = [spec.name for spec in program.outputs if spec is not None]
     fixed = isinstance(program.inputs[0].shape[0], int)
-    for inputs in (
-        [model.inputs(BATCHES[0])] if fixed else [*(model.inputs(b) for b in BATCHES), model.other_inputs(BATCHES[1])]
-    ):
+    tried = [model.inputs(BATCHES[0])]
+    if not fixed:
+        tried += [model.inputs(BATCHES[1]), model.other_inputs(BATCHES[1])]
+    good = 0
+    for inputs in tried:
         args, kwargs = call_of(inputs)
-        with torch.no_grad():
-            expected = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
-        for error in compare_outputs(names, expected, session(*program.flatten(*args, **kwargs))):
-            outcome.max_error = max(outcome.max_error or 0.0, error.relative)
-            if error.relative > 1e-4:
-                raise FxoptError(f"output '{error.name}' differs from eager by {error.relative:.2g} of its range")
+        expected = _eager(module, args, kwargs)
+        worst = _worst(program, expected, session(*program.flatten(*args, **kwargs)))
+        if (
+            worst > EAGER_TOLERANCE
+            and (own := _own_error(program, module, args, kwargs, expected)) > EAGER_TOLERANCE / 10
+        ):
+            outcome.notes.append(f"an input is left out: float32 eager is {own:.1g} of the range off its float64 self")
+            continue
+        outcome.max_error = max(outcome.max_error or 0.0, worst)
+        if worst > EAGER_TOLERANCE:
+            raise FxoptError(f"an output differs from eager by {worst:.2g} of its range")
+        good += 1
+    if good < min(len(BATCHES), len(tried)):
+        raise FxoptError("too few inputs on which float32 can be judged")
+
+
+def _eager(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad():
+        return [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _worst(program: Program, expected: list[Tensor], values: list[Tensor]) -> float:
+    names = [spec.name for spec in program.outputs if spec is not None]
+    return max(error.relative for error in compare_outputs(names, expected, values))
+
+
+def _own_error(
+    program: Program, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: list[Tensor]
+) -> float:
+    """Return how far the eager float32 model is from itself in float64."""
+
+    def widened(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    wide_args, wide_kwargs = pytree.tree_map(widened, (args, kwargs))
+    try:
+        exact = _eager(module.double(), wide_args, wide_kwargs)
+    finally:
+        module.float()
+    return _worst(program, expected, [value.to(like.dtype) for value, like in zip(exact, expected, strict=True)])
 
 
 def run_named(suite_name: str, name: str, task: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,18 @@ from fxopt.target import OPSETS, Target, find_target
 
 Recipe = Literal["float", "int8"] | Pipeline | Sequence[Pass]
 RECIPES = ("float", "int8")
-Progress = Callable[[str], None]
 CAPTURE_TOLERANCE = 1e-4
+
+
+class Progress(Protocol):
+    """What is told how far a compilation is: the stage, and how many of its steps are done (total None: unknown)."""
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """Show it."""
+
+
+def _silent(stage: str, done: int = 0, total: int | None = None) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,13 @@ def compile(
     - `target`: "x86", "arm64", "portable", or "auto" for this machine. `dynamic`: see capture().
     - `output`: where to write the ONNX file; nothing appears there unless it is proved.
     - `measure`: whether to time the result against the float model (False when compiling for another machine).
-    - `progress`: called with a line of text as each stage starts.
+    - `progress`: called with the name of each stage as it starts, and with (name, done, total) as it goes on.
 
     Raises a FxoptError: CaptureError, DataError, PassError, ExportError, TargetError or ValidationError.
     """
     destination = _writable(output)
     filename = destination.name if destination else "model.onnx"
-    job = _Job(resolve_target(target), opset, evaluate, progress or (lambda stage: None), filename)
+    job = _Job(resolve_target(target), opset, evaluate, progress or _silent, filename)
     _check_choices(recipe, opset)
     if recipe == "int8" and calibration is None:
         raise ModelError(
@@ -143,7 +153,7 @@ class _Job:
 
     def calibration_item(self, number: int, count: int | None) -> None:
         """Tell the user how far calibration is."""
-        self.progress(f"quantize: calibration item {number}" + (f" of {count}" if count else ""))
+        self.progress("quantize", number, count)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from fxopt.compile import Progress
 from fxopt.export.compare import OutputError
 from fxopt.export.measure import Measurement
 from fxopt.export.validate import Validation
@@ -59,23 +63,27 @@ def show_error(message: str, title: str = "error") -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Give a function that is called as each stage starts; a terminal shows the stage and the seconds, on stderr.
+def progress() -> Iterator[Progress]:
+    """Give a function that is called as each stage starts and goes on; a terminal shows it as a bar, on stderr.
 
     Meanwhile what the user's own code prints goes to stderr too, so that stdout holds the result alone.
     """
     console = Console(stderr=True, highlight=False)
-    start, stage = time.perf_counter(), ""
-    with console.status("starting ...") as status, redirect_stdout(sys.stderr):
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar, redirect_stdout(sys.stderr):
+        task = bar.add_task("starting", total=None)
+        start, stage = time.perf_counter(), ""
 
-        def begin(text: str) -> None:
+        def begin(name: str, done: int = 0, total: int | None = None) -> None:
             nonlocal start, stage
-            name, now = text.partition(": ")[0], time.perf_counter()  # "quantize: item 3" goes on with "quantize"
-            if stage and stage != name and console.is_terminal:
-                console.print(Text(f"  {stage}  {seconds_text(now - start)}", style="dim"))
-            if stage != name:
+            if name != stage:
+                now = time.perf_counter()
+                if stage and console.is_terminal:
+                    console.print(Text(f"  {stage}  {seconds_text(now - start)}", style="dim"))
                 start, stage = now, name
-            status.update(Text(f"{text} ..."))
+                bar.reset(task, total=total)
+            count = f" {done}/{total}" if total else f" {done}" if done else ""
+            bar.update(task, description=escape(name + count), completed=done, total=total)
 
         yield begin
 

@@ -55,7 +55,14 @@ def result(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> fxopt.
     calls: list[str] = []
     score: Callable[[Callable[..., Any]], float] = lambda net: float(net(image=X)["logits"].shape[0])  # noqa: E731
     found = fxopt.compile(
-        model, X[:1], calibration=[X], target="x86", dynamic="batch", output=path, evaluate=score, progress=calls.append
+        model,
+        X[:1],
+        calibration=[X],
+        target="x86",
+        dynamic="batch",
+        output=path,
+        evaluate=score,
+        progress=lambda stage, done=0, total=None: calls.append(stage),
     )
     assert {"capture", "cleanup", "quantize", "emit", "validate", "measure", "evaluate"} <= set(calls)
     return found

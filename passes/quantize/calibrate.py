@@ -16,6 +16,7 @@ from fxopt.graph.ops import fake_quantize, observe
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument, constant
+from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.observers import OBSERVERS, SMALLEST_STEP, Observer, RangeObserver, affine_parameters
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds
 
@@ -156,9 +157,9 @@ def _quantize_values(edit: Edit, ranges: Mapping[str, tuple[float, float]]) -> N
         source, group = node.args
         assert isinstance(source, fx.Node) and isinstance(group, str)
         scale_node, zero_node = parameters[group]
-        fake = edit.call(
-            fake_quantize, source, scale_node, zero_node, None, QUANT_MIN, QUANT_MAX,
-            before=node, name=node.name.replace("_observed", "_fake"),
+        fake = insert(
+            edit, fake_quantize, source, scale_node, zero_node, None, QUANT_MIN, QUANT_MAX,
+            before=node, name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
         )  # fmt: skip
         edit.replace(node, fake)
 
@@ -192,9 +193,9 @@ def _quantize_weights(edit: Edit) -> None:
         scale_node = edit.add_constant(f"{source.target}_scale", scale, before=node)
         zeros = torch.zeros(scale.shape, dtype=torch.int8)
         zero_node = edit.add_constant(f"{source.target}_zero_point", zeros, before=node)
-        fake = edit.call(
-            fake_quantize, source, scale_node, zero_node, 0, -WEIGHT_MAX, WEIGHT_MAX,
-            before=node, name=node.name.replace("_observed", "_fake"),
+        fake = insert(
+            edit, fake_quantize, source, scale_node, zero_node, 0, -WEIGHT_MAX, WEIGHT_MAX,
+            before=node, name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
         )  # fmt: skip
         edit.replace(node, fake)
 

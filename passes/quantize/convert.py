@@ -18,6 +18,7 @@ from fxopt.graph.quantized import INTEGER_KINDS, WEIGHTED_KINDS, is_constant, is
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.calibrate import clip_is_redundant
 from fxopt.passes.quantize.expand import expand_activations
+from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.placement import ABSORBS_CLIP
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, clip_bounds
 from fxopt.target import Target, find_target
@@ -64,7 +65,10 @@ def _convert_weight(edit: Edit, node: fx.Node) -> None:
     values = quantize(weight.detach(), steps, zeros, axis, low, high, torch.int8)
     stored = edit.add_constant(f"{source.target}_int8", values, before=node)
     name = node.name.replace("_fake", "_dequantized")
-    edit.replace(node, edit.call(dequantize, stored, scale, zero_point, axis, before=node, name=name))
+    value = node.meta["val"]
+    edit.replace(
+        node, insert(edit, dequantize, stored, scale, zero_point, axis, before=node, name=name, value=value, like=node)
+    )
 
 
 def _absorb_clip(edit: Edit, node: fx.Node) -> None:
@@ -93,11 +97,15 @@ def _convert_value(edit: Edit, node: fx.Node, target: Target, zero_points: dict[
         zero_points[zero_point] = _shifted(edit, zero_point, shift, target.activation)
     zero = zero_points[zero_point]
     base = node.name.replace("_fake", "")
-    q = edit.call(
-        quantize, source, scale, zero, axis, low + shift, high + shift, target.activation,
-        before=node, name=f"{base}_quantized",
+    value = node.meta["val"]
+    with edit.mode:
+        integers = torch.empty_like(value, dtype=target.activation)
+    q = insert(
+        edit, quantize, source, scale, zero, axis, low + shift, high + shift, target.activation,
+        before=node, name=f"{base}_quantized", value=integers, like=node,
     )  # fmt: skip
-    edit.replace(node, edit.call(dequantize, q, scale, zero, axis, before=node, name=f"{base}_dequantized"))
+    name = f"{base}_dequantized"
+    edit.replace(node, insert(edit, dequantize, q, scale, zero, axis, before=node, name=name, value=value, like=node))
 
 
 def _shifted(edit: Edit, zero_point: fx.Node, shift: int, dtype: torch.dtype) -> fx.Node:

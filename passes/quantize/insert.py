@@ -11,6 +11,7 @@ from torch import fx
 from fxopt.graph.ops import observe
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
+from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.placement import WEIGHTED, Placement, place, reasons_of
 from fxopt.target import find_target
 
@@ -42,7 +43,10 @@ class InsertObservers:
         for point in placement.points.values():
             value = nodes[point.value]
             readers = list(value.users) if point.readers is None else [nodes[name] for name in point.readers]
-            observed = edit.call(observe, value, point.group, before=_after(value), name=f"{value.name}_observed")
+            observed = insert(
+                edit, observe, value, point.group,
+                before=_after(value), name=f"{value.name}_observed", value=value.meta["val"], like=value,
+            )  # fmt: skip
             for reader in readers:
                 reader.replace_input_with(value, observed)
         _observe_weights(edit, placement, nodes)
@@ -68,9 +72,10 @@ def _observe_weights(edit: Edit, placement: Placement, nodes: Mapping[str, fx.No
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         if weight not in observed:
-            observed[weight] = edit.call(
-                observe, weight, str(weight.target), before=weight.next, like=node, name=f"{weight.name}_observed"
-            )
+            observed[weight] = insert(
+                edit, observe, weight, str(weight.target),
+                before=weight.next, name=f"{weight.name}_observed", value=weight.meta["val"], like=node,
+            )  # fmt: skip
         node.update_arg(1, observed[weight])
 
 

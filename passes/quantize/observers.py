@@ -16,7 +16,7 @@ Observer = Literal["minmax", "mse"]
 
 BINS = 2048
 # Elements of one batch of one value that enter the histogram; minimum and maximum are always those of all elements.
-SAMPLES = 131_072
+SAMPLES = 65_536
 # Below this, ranges are taken for zero: scales and their products must stay normal float32 numbers.
 SMALLEST_STEP = 1e-20
 ZERO_RANGE = 1.0
@@ -143,8 +143,8 @@ def best_range(values: Tensor, counts: Tensor, low: float, high: float, steps: i
 
 
 def _fractions(center: float, spread: float, size: int) -> list[float]:
-    grid = torch.linspace(center - spread, center + spread, size, dtype=torch.float64)
-    return sorted({min(max(float(fraction), 0.01), 1.0) for fraction in grid})
+    grid = (center + spread * (2 * place / (size - 1) - 1) for place in range(size))
+    return sorted({min(max(fraction, 0.01), 1.0) for fraction in grid})
 
 
 def squared_errors(values: Tensor, counts: Tensor, lows: Tensor, highs: Tensor, steps: int) -> Tensor:
