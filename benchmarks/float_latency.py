@@ -28,6 +28,8 @@ from fxopt.graph.capture import call_of, capture
 from fxopt.graph.pipeline import Pipeline
 from fxopt.passes.cleanup import CLEANUP
 
+MODELS_A_PROCESS = 10
+
 
 def compare(suite_name: str, name: str, seconds: float) -> dict[str, Any]:
     """Emit one model with both tools and time the files."""
@@ -50,14 +52,14 @@ def compare(suite_name: str, name: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _child(suite_name: str, name: str, seconds: float, results: Any) -> None:
+def _row(task: tuple[str, str, float]) -> dict[str, Any]:
+    """Compare one model; an error becomes the row."""
     torch.set_num_threads(1)
     try:
-        results.put(compare(suite_name, name, seconds))
+        return compare(*task)
     except Exception as error:
-        results.put(
-            {"name": name, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=-3)}
-        )
+        trace = traceback.format_exc(limit=-3)
+        return {"name": task[1], "error": f"{type(error).__name__}: {error}", "trace": trace}
 
 
 def main() -> int:
@@ -68,24 +70,20 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to time each pair")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
+    names = [model.name for model in suite(options.suite) if not options.only or model.name in options.only]
     rows = []
-    for model in suite(options.suite):
-        if options.only and model.name not in options.only:
-            continue
-        results = context.Queue()
-        process = context.Process(target=_child, args=(options.suite, model.name, options.seconds, results))
-        process.start()
-        row = results.get()
-        process.join()
-        rows.append(row)
-        print(f"{row['name']:<32} " + (f"{row['ratio']:.3f}x" if "ratio" in row else row["error"][:150]), flush=True)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=MODELS_A_PROCESS) as pool:
+        for row in pool.imap(_row, [(options.suite, name, options.seconds) for name in names]):
+            rows.append(row)
+            print(
+                f"{row['name']:<32} " + (f"{row['ratio']:.3f}x" if "ratio" in row else row["error"][:150]), flush=True
+            )
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1))
     ratios = sorted(row["ratio"] for row in rows if "ratio" in row)
     if ratios:
         middle = ratios[len(ratios) // 2]
         print(f"{len(ratios)} models: lowest {ratios[0]:.3f}, median {middle:.3f}, highest {ratios[-1]:.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
     return 0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import CaptureError
@@ -210,28 +211,29 @@ def _export(
     names: Mapping[str, str],
     wanted: Mapping[str, Mapping[int, str]],
 ) -> ExportedProgram:
-    """Export with named dims; if the model constrains one of them, with dims inferred; else with none."""
+    """Export with dynamic dimensions as the model allows them; with none if that fails.
+
+    Named dimensions (`Dim("batch")`) would fail, and need a second export, for every bound that the model sets, such as
+    the size of a position table.
+    """
     if wanted:
         labels = {label for dims in wanted.values() for label in dims.values()}
         if wrong := sorted(label for label in labels if not label.isidentifier()):
             raise CaptureError(f"Dynamic dimensions need names that are identifiers, got {wrong}.")
         dims = {path: wanted.get(name, {}) for path, name in names.items()}
         larger = _enlarge(args, kwargs, arguments, dims)
-        for dimensions in ({label: Dim(label) for label in labels}, dict.fromkeys(labels, Dim.AUTO)):
-            try:
-                return _try_export(model, larger[0], larger[1], _shapes(arguments, dims, dimensions))
-            except CaptureError:
-                continue
+        try:
+            return _try_export(model, larger[0], larger[1], _shapes(arguments, dims))
+        except CaptureError:
+            pass  # the second attempt says what is wrong, if it is not the dynamic dimensions
     return _try_export(model, args, kwargs, None)
 
 
-def _shapes(
-    arguments: dict[str, Any], dims: Mapping[str, Mapping[int, str]], dimensions: Mapping[str, Any]
-) -> dict[str, Any]:
+def _shapes(arguments: dict[str, Any], dims: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
     def shape(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
-        return {dim: dimensions[label] for dim, label in dims[pytree.keystr(path)].items()}
+        return dict.fromkeys(dims[pytree.keystr(path)], Dim.AUTO)
 
     return dict(pytree.tree_map_with_path(shape, dict(arguments)))
 
@@ -240,7 +242,8 @@ def _try_export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: dict[str, Any] | None
 ) -> ExportedProgram:
     try:
-        with whole_recurrent_ops():
+        # Without duck shaping, dimensions that happen to have one size in the example are not taken for one.
+        with whole_recurrent_ops(), symbolic_config.patch(use_duck_shape=False):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error

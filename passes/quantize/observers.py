@@ -15,8 +15,12 @@ from torch import Tensor
 Observer = Literal["minmax", "mse"]
 
 BINS = 2048
-# Elements of one batch of one value that enter the histogram; minimum and maximum are always those of all elements.
+# At most so many elements of one batch of one value are sampled for the histogram,
 SAMPLES = 65_536
+# but where the outermost ones (this share of the sample on each side) span more than half of the range, these are all
+# counted: the few large values that a sample misses may hold most of the energy.
+TAIL = 1e-3
+ROWS = 32
 # Below this, ranges are taken for zero: scales and their products must stay normal float32 numbers.
 SMALLEST_STEP = 1e-20
 ZERO_RANGE = 1.0
@@ -54,9 +58,9 @@ class MeanSquaredError:
     """The range that minimises the mean squared quantization error over a histogram.
 
     The histogram has BINS bins between `start` and `start + BINS * width`. A value outside doubles the range towards
-    it: pairs of bins merge, so counts stay exact. A batch enters with at most SAMPLES elements, taken at a fixed
-    stride that shares no factor with the number of elements (so it visits all channels and places alike); each
-    stands for as many elements as were left out.
+    it: pairs of bins merge, so counts stay exact. Of a batch, long tails are counted in full and the rest by at most
+    SAMPLES elements, each standing for as many as were left out. They are taken at a fixed stride that shares no
+    factor with the number of elements, so that it visits all channels and places alike.
     """
 
     def __init__(self) -> None:
@@ -72,10 +76,28 @@ class MeanSquaredError:
         if self.width == 0.0:  # every value so far is the same one
             self.counts[0] += values.numel()
             return
-        sample = subsample(values)
+        flat = values.reshape(-1)
+        sample = subsample(flat)
+        counts = self._count(sample)
+        self.counts += counts if len(sample) == len(flat) else self._with_whole_tails(counts, flat)
+
+    def _count(self, values: Tensor) -> Tensor:
         # One multiplication in the dtype of the values; the factor keeps the largest value out of bin number BINS.
-        places = ((sample - self.start) * ((1 - 1e-5) / self.width)).to(torch.int16)
-        self.counts += torch.bincount(places, minlength=BINS) * (values.numel() / sample.numel())
+        places = ((values - self.start) * ((1 - 1e-5) / self.width)).to(torch.int16)
+        return torch.bincount(places, minlength=BINS).to(torch.float64)
+
+    def _with_whole_tails(self, counts: Tensor, values: Tensor) -> Tensor:
+        """Scale the counts of a sample to all values, with the tails recounted over all of them."""
+        limit = TAIL * counts.sum()
+        first = int((counts.cumsum(0) <= limit).sum())
+        last = BINS - int((counts.flip(0).cumsum(0) <= limit).sum())
+        if last - first > BINS // 2:
+            return counts * (len(values) / counts.sum())
+        tails = self._count(outside(values, self.start + first * self.width, self.start + last * self.width))
+        tails[first:last] = 0
+        counts[:first] = 0
+        counts[last:] = 0
+        return counts * ((len(values) - tails.sum()) / counts.sum()) + tails
 
     def _cover(self, low: float, high: float) -> None:
         if self.width == 0.0:
@@ -113,15 +135,24 @@ class MeanSquaredError:
         return best_range(values, self.counts[used].to(torch.float32), low, high, steps)
 
 
-def subsample(values: Tensor, limit: int = SAMPLES) -> Tensor:
-    """Return at most `limit` elements, flat, at a stride without a common factor with their number."""
-    flat, count = values.reshape(-1), values.numel()
+def subsample(flat: Tensor, limit: int = SAMPLES) -> Tensor:
+    """Return at most `limit` elements, at a stride without a common factor with their number."""
+    count = len(flat)
     if count <= limit:
         return flat
     stride = -(-count // limit)
     while math.gcd(stride, count) != 1:
         stride += 1
     return flat[::stride]
+
+
+def outside(flat: Tensor, low: float, high: float) -> Tensor:
+    """Return the elements below `low` and from `high` upwards; fast where they are few."""
+    whole = len(flat) // ROWS * ROWS
+    columns = flat[:whole].reshape(ROWS, -1)
+    found = (columns.amax(0) >= high) | (columns.amin(0) < low)
+    candidates = torch.cat([columns.index_select(1, found.nonzero().reshape(-1)).reshape(-1), flat[whole:]])
+    return candidates[(candidates >= high) | (candidates < low)]
 
 
 def best_range(values: Tensor, counts: Tensor, low: float, high: float, steps: int) -> tuple[float, float]:
