@@ -14,7 +14,7 @@ from torch.nn import functional
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import INTEGER_KINDS, is_dequantized, is_dequantized_weight, matmul_integer_to_float
-from fxopt.graph.rewrite import Edit, argument, fake_value
+from fxopt.graph.rewrite import GETITEM, Edit, argument, fake_value
 from fxopt.target import Target
 
 aten = torch.ops.aten
@@ -34,27 +34,34 @@ def lower(program: Program, target: Target) -> Program:
       a Gemm that runs in float.
     - A convolution whose input channels the target wants padded reads its quantized input with zeros appended.
     - A mean over height and width becomes a global average pool and a reshape.
-    - A float layer between dequantize and quantize reads a dequantize along the channels, all with the same scale.
-      Between scalar ones, onnxruntime would quantize the float weight itself, with one scale for all channels.
+    - A padding of integers is left to the convolution that reads it, or pads the integers themselves.
+    - A float layer after a dequantize reads one along the channels, all with the same scale. Between scalar ones,
+      onnxruntime would quantize the float weight itself, with one scale for all channels.
     """
     if not any(node.target is dequantize for node in program.graph.nodes):
         return program
     edit = Edit(program, by=None)
     for node in list(edit.graph.nodes):
-        if node.op != "call_function" or not is_dequantized(node.args[0] if node.args else None):
-            continue
-        kind = INTEGER_KINDS.get(node.target)
-        if node.target in FLOAT_LAYERS and not is_dequantized_weight(node.args[1]):
-            if _leads_to_quantize(node):
-                _keep_float(edit, node)
-            continue
-        if kind == "linear":
-            _lower_linear(edit, node, target)
-        elif kind == "conv":
-            _pad_input(edit, node, target)
-        elif node.target is aten.mean.dim and all(user.target is quantize for user in node.users):
-            _lower_mean(edit, node)
+        if node.op == "call_function" and not node._erased and node.args:
+            _lower_node(edit, node, target)
     return edit.finish()
+
+
+def _lower_node(edit: Edit, node: fx.Node, target: Target) -> None:
+    kind = INTEGER_KINDS.get(node.target)  # type: ignore[arg-type]
+    if node.target in FLOAT_LAYERS and not is_dequantized_weight(node.args[1]):
+        _keep_float(edit, node)
+    elif not is_dequantized(node.args[0]):
+        return
+    elif kind == "linear":
+        _lower_linear(edit, node, target)
+    elif kind == "conv":
+        _pad_input(edit, node, target)
+    elif node.users and all(user.target is quantize for user in node.users):
+        if node.target is aten.mean.dim:
+            _lower_mean(edit, node)
+        elif node.target is aten.pad.default:
+            _lower_pad(edit, node)
 
 
 def _lower_linear(edit: Edit, node: fx.Node, target: Target) -> None:
@@ -128,27 +135,40 @@ def _lower_mean(edit: Edit, node: fx.Node) -> None:
         reader.replace_input_with(node, flat)
 
 
-def _leads_to_quantize(node: fx.Node) -> bool:
-    """Say whether everything that reads a value, perhaps through a clip, quantizes it."""
-    readers = list(node.users)
-    if len(readers) == 1 and readers[0].target is not quantize:
-        readers = list(readers[0].users)
-    return bool(readers) and all(reader.target is quantize for reader in readers)
+def _lower_pad(edit: Edit, node: fx.Node) -> None:
+    """Let one convolution read the padded float value, where onnxruntime merges the two; else pad the integers."""
+    x, quantizers = _node(node.args[0]), list(node.users)
+    values = [value for user in quantizers for value in user.users]
+    readers = [reader for value in values for reader in value.users]
+    if len(readers) == 1 and INTEGER_KINDS.get(readers[0].target) == "conv":  # type: ignore[arg-type]
+        readers[0].replace_input_with(values[0], node)
+        return
+    q, zero = _node(x.args[0]), edit.constant(x.args[2])
+    assert zero is not None
+    _become(edit, node, aten.pad.default, q, node.args[1], "constant", float(zero))
+    for user in quantizers:
+        edit.replace(user, node)
+
+
+def _moves_data(node: fx.Node) -> bool:
+    return node.target is GETITEM or INTEGER_KINDS.get(node.target) == "data"  # type: ignore[arg-type]
 
 
 def _keep_float(edit: Edit, node: fx.Node) -> None:
-    x = _node(node.args[0])
-    q, scale, zero_point = (_node(value) for value in x.args[:3])
-    channels = x.meta["val"].shape[1]
-    if not isinstance(channels, int):
+    """Let a float layer's path start from a dequantize along the channels, if it starts from a dequantize."""
+    reader, x = node, _node(node.args[0])
+    while x.op == "call_function" and _moves_data(x):
+        reader, x = x, x.all_input_nodes[0]
+    if not is_dequantized(x) or argument(x, "axis") is not None or not isinstance(x.meta["val"].shape[1], int):
         return
     full = []
-    for parameter in (scale, zero_point):
+    for parameter in x.args[1:3]:
         value = edit.constant(parameter)
         assert value is not None
-        full.append(edit.add_constant(f"{parameter.target}_channels", value.repeat(channels), before=node))
-    channelwise = edit.call(dequantize, q, *full, 1, before=node, name=f"{x.name}_channels")
-    node.args = (channelwise, *node.args[1:])
+        name = f"{_node(parameter).target}_channels"
+        full.append(edit.add_constant(name, value.repeat(x.meta["val"].shape[1]), before=reader))
+    channelwise = edit.call(dequantize, x.args[0], *full, 1, before=reader, name=f"{x.name}_channels")
+    reader.replace_input_with(x, channelwise)
 
 
 def _become(edit: Edit, node: fx.Node, op: Any, *args: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxopt.graph.integer import run_integer
 from fxopt.graph.program import Program
 
 
@@ -72,7 +73,6 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
 
 
 def reference_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run a Program and return its tensor outputs, in the order of the ONNX outputs."""
-    with torch.no_grad():
-        values = program.module(*inputs)
+    """Run a Program, in exact integers where it is quantized; returns its outputs in the order of the ONNX outputs."""
+    values = run_integer(program, inputs)
     return [value for value, spec in zip(values, program.outputs, strict=True) if spec is not None]

@@ -47,6 +47,7 @@ INTEGER_KINDS: dict[Callable[..., Any], str] = {
     aten.split_with_sizes.default: "data",
     aten.upsample_nearest2d.vec: "data",
     aten.pixel_shuffle.default: "data",
+    aten.pad.default: "data",
 }
 WEIGHTED_KINDS = {"conv", "linear"}
 

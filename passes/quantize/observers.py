@@ -79,19 +79,19 @@ class MeanSquaredError:
         flat = values.reshape(-1)
         sample = subsample(flat)
         counts = self._count(sample)
-        self.counts += counts if len(sample) == len(flat) else self._with_whole_tails(counts, flat)
+        self.counts += counts if len(sample) == len(flat) else self._with_whole_tails(counts, flat, high - low)
 
     def _count(self, values: Tensor) -> Tensor:
         # One multiplication in the dtype of the values; the factor keeps the largest value out of bin number BINS.
         places = ((values - self.start) * ((1 - 1e-5) / self.width)).to(torch.int16)
         return torch.bincount(places, minlength=BINS).to(torch.float64)
 
-    def _with_whole_tails(self, counts: Tensor, values: Tensor) -> Tensor:
-        """Scale the counts of a sample to all values, with the tails recounted over all of them."""
+    def _with_whole_tails(self, counts: Tensor, values: Tensor, spread: float) -> Tensor:
+        """Scale the counts of a sample to all values, with long tails recounted over all of them."""
         limit = TAIL * counts.sum()
         first = int((counts.cumsum(0) <= limit).sum())
         last = BINS - int((counts.flip(0).cumsum(0) <= limit).sum())
-        if last - first > BINS // 2:
+        if (last - first) * self.width > spread / 2:
             return counts * (len(values) / counts.sum())
         tails = self._count(outside(values, self.start + first * self.width, self.start + last * self.width))
         tails[first:last] = 0

@@ -123,6 +123,12 @@ def _spatial_mean(node: fx.Node, target: Target) -> str | None:
     return "a mean over other dimensions than height and width"
 
 
+def _zero_pad(node: fx.Node, target: Target) -> str | None:
+    if argument(node, "mode") != "constant" or argument(node, "value") or min(argument(node, "pad")) < 0:
+        return "it does not pad with zeros"
+    return None
+
+
 def _relu(node: fx.Node) -> Bounds:
     return 0.0, math.inf
 
@@ -179,6 +185,7 @@ QUANTIZE_RULES: dict[Any, QuantizeRule] = {
     aten.split_with_sizes.default: SHARE,
     aten.upsample_nearest2d.vec: SHARE,
     aten.pixel_shuffle.default: SHARE,
+    aten.pad.default: QuantizeRule(Role.SHARE, _zero_pad),
     aten.contiguous.default: SHARE,
     aten.dropout.default: SHARE,
     aten.relu.default: QuantizeRule(Role.CLIP, bounds=_relu),
