@@ -37,7 +37,7 @@ def run(name: str, target: str, threads: list[int], seconds: float, folder: Path
     result = compile(
         model,
         example,
-        calibration=[structured_images(4, 3, 224, 224, seed=number) for number in range(3, 7)],
+        calibration=[structured_images(1, 3, 224, 224, seed=number) for number in range(3, 19)],
         target=target,
         output=folder / "int8.onnx",
         measure=False,

@@ -32,6 +32,9 @@ SESSIONS: tuple[tuple[str, Level, int], ...] = (
 )
 FLOAT_TOLERANCE = 1e-4
 INTEGER_SQNR = 30.0
+# Without optimisations a quantized graph runs in float between its rounding points. Sums that end near a rounding
+# boundary fall to the other side than the exact integer sums do, and deep networks amplify that: this much must remain.
+UNFUSED_SQNR = 20.0
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Validation:
     """The result of a proof.
 
     - `failures`: what is wrong, in words; empty if the file is good.
-    - `outputs`: per output, the worst figures over all runs. `sizes`: the sizes of the dynamic dimensions tried.
+    - `outputs`: per output, the worst figures over all runs with all optimisations, as in deployment; `unoptimised`:
+      the same without. `sizes`: the sizes of the dynamic dimensions tried.
     - `skipped`: sizes that the Program itself refuses. `first_difference`: the first node that differs, on failure.
     """
 
     failures: tuple[str, ...]
     outputs: tuple[OutputError, ...] = ()
+    unoptimised: tuple[OutputError, ...] = ()
     census: Census | None = None
     sizes: tuple[Mapping[str, int], ...] = ()
     skipped: tuple[str, ...] = ()
@@ -78,8 +83,8 @@ def validate(
     """Prove an ONNX file against its Program.
 
     `inputs` are the tensor inputs in order. A Program without integer nodes must agree within `tolerance` (largest
-    error over the output's range); one with integer nodes to `sqnr` dB. Returns all findings; with
-    `raise_on_failure`, raises ValidationError instead if there is a failure.
+    error over the output's range); one with integer nodes to `sqnr` dB, and to 20 dB without optimisations. Returns all
+    findings; with `raise_on_failure`, raises ValidationError instead if there is a failure.
     """
     found = find_target(target)
     claimed = integer_nodes(program)
@@ -101,7 +106,7 @@ class _Proof:
     tolerance: float
     sqnr: float
     failures: list[str] = field(default_factory=list)
-    worst: dict[str, OutputError] = field(default_factory=dict)
+    worst: dict[Level, dict[str, OutputError]] = field(default_factory=lambda: {"all": {}, "none": {}})
 
     def run(self, inputs: tuple[Tensor, ...]) -> Validation:
         self._check_model()
@@ -115,7 +120,8 @@ class _Proof:
         census = self._take_census()
         return Validation(
             failures=tuple(self.failures),
-            outputs=tuple(self.worst.values()),
+            outputs=tuple(self.worst["all"].values()),
+            unoptimised=tuple(self.worst["none"].values()),
             census=census,
             sizes=tuple(run.sizes for run in runs),
             skipped=tuple(skipped),
@@ -138,18 +144,18 @@ class _Proof:
         try:
             session = Session(self.model, level=level, threads=threads, settings=self.target.session)
             for run in runs:
-                if not self._compare(title, run, session(*run.inputs)):
+                if not self._compare(title, level, run, session(*run.inputs)):
                     different = different or run.inputs
         except ValidationError as error:
             self.failures.append(f"{title}: {error}")
         return different
 
-    def _compare(self, title: str, run: Run, values: list[Tensor]) -> bool:
+    def _compare(self, title: str, level: Level, run: Run, values: list[Tensor]) -> bool:
         names = [spec.name for spec in self.program.outputs if spec is not None]
         good = True
         for result in compare_outputs(names, run.outputs, values):
-            self.worst[result.name] = result.worse(self.worst.get(result.name))
-            if not self._is_good(result):
+            self.worst[level][result.name] = result.worse(self.worst[level].get(result.name))
+            if not self._is_good(result, level):
                 good = False
                 self.failures.append(f"{title}, {run.label}: output '{result.name}' differs: {_figures(result)}")
         return good
@@ -162,8 +168,10 @@ class _Proof:
         self._judge(census)
         return census
 
-    def _is_good(self, result: OutputError) -> bool:
-        return result.sqnr >= self.sqnr if self.claimed else result.relative <= self.tolerance
+    def _is_good(self, result: OutputError, level: Level) -> bool:
+        if not self.claimed:
+            return result.relative <= self.tolerance
+        return result.sqnr >= (self.sqnr if level == "all" else min(self.sqnr, UNFUSED_SQNR))
 
     def _bisect(self, inputs: tuple[Tensor, ...]) -> str | None:
         limit = self.sqnr if self.claimed else None

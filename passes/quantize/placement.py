@@ -123,6 +123,8 @@ class _Search:
             return f"the target has no integer kernel for {node.target}"
         if not all(self.carries_integers(value) for value in activations(node)):
             return "it gains only between integer ops, and an input is float"
+        if role is Role.CONCATENATE and not any(user.op == "output" for user in node.users):
+            return None  # moving bytes and dequantizing the whole costs less than dequantizing and moving floats
         if not any(self.integer_readers(value) for value in self.values_of(node)):
             return "it gains only between integer ops, and nothing reads its result as integers"
         return None

@@ -129,6 +129,11 @@ def _zero_pad(node: fx.Node, target: Target) -> str | None:
     return None
 
 
+def _several(node: fx.Node, target: Target) -> str | None:
+    count = len(node.args[0])  # type: ignore[arg-type]
+    return None if count > 1 else "it has one input"
+
+
 def _relu(node: fx.Node) -> Bounds:
     return 0.0, math.inf
 
@@ -169,7 +174,7 @@ QUANTIZE_RULES: dict[Any, QuantizeRule] = {
     aten.adaptive_avg_pool2d.default: QuantizeRule(Role.JOIN, _global_pool),
     aten.mean.dim: QuantizeRule(Role.JOIN, _spatial_mean),
     aten.avg_pool2d.default: QuantizeRule(Role.JOIN),
-    aten.cat.default: QuantizeRule(Role.CONCATENATE),
+    aten.cat.default: QuantizeRule(Role.CONCATENATE, _several),
     aten.max_pool2d.default: SHARE,
     aten.reshape.default: SHARE,
     aten.view.default: SHARE,

@@ -14,6 +14,7 @@ from fxopt.passes.quantize.observers import (
     MinMax,
     RangeObserver,
     affine_parameters,
+    outside,
     subsample,
 )
 
@@ -104,6 +105,24 @@ def test_a_growing_histogram_counts_every_value_in_its_bin(drawn: list[tuple[flo
     above = torch.searchsorted(values.sort().values, edges + slack)
     counted = torch.cat([torch.zeros(1, dtype=torch.float64), observer.counts.cumsum(0)])
     assert bool(((below <= counted) & (counted <= above)).all())
+
+
+def test_rare_large_values_are_counted_though_the_sample_misses_them() -> None:
+    values = torch.randn(1_000_000) * 0.25
+    values[torch.arange(7, 1_000_000, 40_000)] = 25.0  # 25 values hold almost as much energy as all others
+    observer = feed(MeanSquaredError(), values)
+    low, high = observer.range(255)
+    best = min(quantization_error(values, -0.25 * a, 25.0 * b) for a in (1, 2, 4) for b in (0.05, 0.1, 0.3, 0.6, 1.0))
+    assert quantization_error(values, low, high) <= 1.05 * best
+    assert isinstance(observer, MeanSquaredError)
+    assert float(observer.counts.sum()) == pytest.approx(1_000_000)
+    assert float(observer.counts[BINS // 2 :].sum()) == pytest.approx(25)
+
+
+def test_outside_finds_exactly_the_values_beyond() -> None:
+    values = torch.randn(10_007)
+    expected = values[(values >= 2.0) | (values < -2.5)]
+    assert torch.equal(outside(values, -2.5, 2.0).sort().values, expected.sort().values)
 
 
 def test_constant_batches_then_another_value() -> None:

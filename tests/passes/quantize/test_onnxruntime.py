@@ -181,3 +181,51 @@ def test_average_pools_and_leaky_relus_between_integers() -> None:
     assert census.unfused == {} and census.float_compute == ()
     assert {"QLinearLeakyRelu", "QLinearAveragePool"} <= set(census.kernels)
     assert sqnr(program(x), session_of(program, "x86")(x)[0]) > 35
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_a_padding_between_integers_costs_no_float_op(readers: int) -> None:
+    """Asymmetric padding, as of models from TensorFlow, is a node of its own."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(16, 16, 1)
+            self.wide = nn.ModuleList(nn.Conv2d(16, 16, 3, 2, groups=16) for _ in range(readers))
+            self.last = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(readers))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.pad(functional.relu6(self.first(x)), (0, 1, 0, 1))
+            parts = [last(torch.relu(wide(x))) for wide, last in zip(self.wide, self.last, strict=True)]
+            return torch.stack(parts).sum(0) if readers > 1 else parts[0]
+
+    x = torch.randn(2, 16, 12, 12)
+    program = Quantize([x])(program_of(Padded(), x))
+    census = census_of(program, "x86")
+    assert census.kernels["QLinearConv"] == 1 + 2 * readers
+    assert census.unfused == {} and census.float_compute == ()
+    assert census.kernels.get("DequantizeLinear", 0) == readers and census.kernels["QuantizeLinear"] == 1
+    assert census.kernels.get("Pad", 0) == (readers > 1)
+    (actual,) = session_of(program, "x86")(x)
+    assert torch.equal(actual, run_integer(program, (x,))[0])
+
+
+def test_a_float_convolution_behind_a_pool_keeps_its_float_weight() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(16, 16, 1)
+            self.grouped = nn.Conv2d(16, 16, 3, groups=4)
+            self.last = nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.pad(functional.max_pool2d(torch.relu(self.first(x)), 2), (1, 1, 1, 1))
+            y: Tensor = self.last(torch.relu(self.grouped(x)))
+            return y
+
+    x = torch.randn(2, 16, 12, 12)
+    program = Quantize([x])(program_of(Pooled(), x))
+    census = census_of(program, "x86")
+    assert census.kernels["QLinearConv"] == 2 and len(census.float_compute) == 1
+    (actual,) = session_of(program, "x86")(x)
+    assert sqnr(run_integer(program, (x,))[0], actual) > 60
