@@ -6,6 +6,7 @@ only if every node that claims to be integer is one and no weight is dequantized
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
             integer[name] = found.op_type
         elif found is not None:
             unfused[name] = found.op_type
+        elif claimed[name] != "data":  # what only moves values may have been merged away
+            unfused[name] = "nothing of that name"
     weights = [node.name for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants]
     return Census(
         kernels=dict(sorted(Counter(node.op_type for node in graph.node).items())),
@@ -108,13 +111,11 @@ def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
 def find_kernel(
     name: str, by_name: Mapping[str, onnx.NodeProto], makers: Mapping[str, onnx.NodeProto]
 ) -> onnx.NodeProto | None:
-    """Find the node that an fx node became: onnxruntime keeps the name of the op it fuses around."""
+    """Find the node that an fx node became: onnxruntime keeps the name of the op it fuses around, with a suffix."""
     if name in by_name:
         return by_name[name]
-    for candidate, node in by_name.items():
-        if candidate.startswith((f"{name}_", f"{name}/")) and candidate[len(name) + 1 :].isidentifier():
-            return node
-    return makers.get(name)
+    suffixed = re.compile(re.escape(name) + r"(_token_\d+|_nchwc|/.*)")
+    return next((node for candidate, node in by_name.items() if suffixed.fullmatch(candidate)), makers.get(name))
 
 
 def _moves_integers(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:

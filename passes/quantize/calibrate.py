@@ -32,7 +32,7 @@ class Calibrate:
 
     - `data`: any iterable of items like the example inputs (a Tensor, a tuple or a dict); read once, streamed.
     - `observer`: "minmax" (smallest to largest value) or "mse" (least squared error on a histogram of 2048 bins; a
-      batch enters with at most 65 536 elements a value, taken at a fixed stride).
+      batch enters with at most 65 536 elements a value, taken at a fixed stride, and with all of a long tail).
 
     Activations get a uint8 range per tensor (scale, zero point), one for each group; weights a symmetric int8 range
     [-127, 127] per output channel. Both are buffers: GROUP_scale, GROUP_zero_point.
