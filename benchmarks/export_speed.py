@@ -48,7 +48,7 @@ def bert() -> tuple[torch.nn.Module, dict[str, Any], dict[str, dict[int, str]]]:
     inputs = {"input_ids": torch.ones(2, 32, dtype=torch.int64), "attention_mask": torch.ones(2, 32, dtype=torch.int64)}
     dims = {0: "batch", 1: "sequence"}
     model: torch.nn.Module = BertModel(config)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model, inputs, {"input_ids": dims, "attention_mask": dims}
 
 

@@ -44,7 +44,7 @@ RECIPES = ("float", "int8")
 class Progress(Protocol):
     """What is told how far a compilation is: the stage, and how many of its steps are done (total None: unknown)."""
 
-    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+    def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None:
         """Show it."""
 
 

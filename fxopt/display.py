@@ -74,7 +74,7 @@ def progress() -> Iterator[Progress]:
         task = bar.add_task("starting", total=None)
         start, stage = time.perf_counter(), ""
 
-        def begin(name: str, done: int = 0, total: int | None = None) -> None:
+        def begin(name: str, done: int = 0, total: int | None = None, /) -> None:
             nonlocal start, stage
             if name != stage:
                 now = time.perf_counter()

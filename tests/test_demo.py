@@ -24,7 +24,7 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
 
 def test_the_int8_file_reads_digits_as_well_as_the_float_model(tmp_path: Path) -> None:
     stages: list[str] = []
-    result = run_demo(tmp_path / "out" / "demo", stages.append)
+    result = run_demo(tmp_path / "out" / "demo", lambda stage, done=0, total=None: stages.append(stage))
     folder = tmp_path / "out" / "demo"
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "report.html", "report.json"]
     report = json.loads((folder / "report.json").read_text("utf-8"))

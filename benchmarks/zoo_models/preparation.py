@@ -110,7 +110,7 @@ def _set_batch_norms(
 
 @torch.no_grad()
 def _is_stable(model: torch.nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Say whether float32 is exact enough for a model: its outputs are what they are in float64, to 1e-5 of their range.
+    """Say whether float32 is exact enough for a model: to 1e-5 of the range its outputs are what they are in float64.
 
     A hundred random layers may amplify rounding errors so much that two right implementations differ visibly.
     """

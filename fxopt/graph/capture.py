@@ -243,7 +243,7 @@ def _try_export(
 ) -> ExportedProgram:
     try:
         # Without duck shaping, dimensions that happen to have one size in the example are not taken for one.
-        with whole_recurrent_ops(), symbolic_config.patch(use_duck_shape=False):
+        with whole_recurrent_ops(), symbolic_config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
