@@ -70,7 +70,10 @@ def progress() -> Iterator[Progress]:
     """
     console = Console(stderr=True, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, transient=True) as bar, redirect_stdout(sys.stderr):
+    with (
+        Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        redirect_stdout(sys.stderr),
+    ):
         task = bar.add_task("starting", total=None)
         start, stage = time.perf_counter(), ""
 
