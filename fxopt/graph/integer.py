@@ -2,11 +2,14 @@
 
     y = saturate(round_half_even(float32(Σ (x−x0)(w−w0) + bias) · (x_scale·w_scale / y_scale)) + y0)   into quantize
     y = float32(Σ (x−x0)(w−w0)) · (x_scale·w_scale) + bias                                             linear, matmul
+    y = saturate(round_half_even(float32((a−a0)(b−b0)) · (a_scale·b_scale / y_scale)) + y0)            mul
+    y = saturate(round_half_even(a·(a_scale/y_scale) + (b·(b_scale/y_scale) + fixed)))                 add
 
 The sum is exact (in float64, whose 53 bits no layer exceeds). The first form is QLinearConv's, QLinearMatMul's and
-QGemm's, the second MatMulIntegerToFloat's. It holds for a convolution, linear or matmul between dequantize nodes
-with one scale for the activation and one scale a channel (or one) for the weight. A relu or clamp before the quantize
-belongs to it where the quantize makes it redundant; otherwise the kernels stay float, and so do all other nodes here.
+QGemm's, the second MatMulIntegerToFloat's, the others QLinearMul's and QLinearAdd's. The first two hold for a
+convolution, linear or matmul between dequantize nodes with one scale for the activation and one scale a channel (or
+one) for the weight, the others for two activations. A relu or clamp before the quantize belongs to the kernel where
+the quantize makes it redundant; otherwise the kernels stay float, and so do all other nodes here.
 """
 
 from __future__ import annotations
@@ -39,7 +42,10 @@ INTEGER_OPS: dict[Op, tuple[int, int]] = {
     aten.matmul.default: (-1, -1),
     aten.mm.default: (-1, -1),
     aten.bmm.default: (-1, -1),
+    aten.mul.Tensor: (-1, -1),  # QLinearMul: the product of the differences, scaled once
+    aten.add.Tensor: (-1, -1),  # QLinearAdd: see _add
 }
+ELEMENTWISE = {aten.mul.Tensor, aten.add.Tensor}
 FLOAT_OUTPUT = {aten.linear.default, aten.matmul.default, aten.mm.default}
 
 # Op -> the bounds between which it leaves a value as it is.
@@ -105,6 +111,10 @@ def _kernel(program: Program, node: fx.Node) -> Kernel | None:
     axis, ndim = argument(right, "axis"), right.meta["val"].ndim
     if axis is not None and (ndim < 2 or axis % ndim != channel_axis % ndim):
         return None
+    if argument(right, "axis") is not None and node.target in ELEMENTWISE:
+        return None
+    if node.target is aten.add.Tensor and argument(node, "alpha") != 1:
+        return None
     bias = argument(node, "bias") if any(a.name == "bias" for a in _op(node)._schema.arguments) else None
     output = _quantize_after(program, node)
     if output is None and node.target not in FLOAT_OUTPUT:
@@ -155,7 +165,23 @@ def kernel_step(kernel: Kernel) -> Step:
     return Step(kernel.output or kernel.op, tuple(dict.fromkeys(reads)), lambda values: _compute(kernel, values))
 
 
+def _add(kernel: Kernel, output: fx.Node, values: Tensors) -> Tensor:
+    """Add as QLinearAdd does: q_a·(s_a/s_y) + (q_b·(s_b/s_y) + fixed), each sum rounded once to float32."""
+    step, zero_point = (values[argument(output, name)] for name in ("scale", "zero_point"))
+    (a, ratio_a, zero_a), (b, ratio_b, zero_b) = (
+        (values[argument(node, "q")], values[argument(node, "scale")] / step, values[argument(node, "zero_point")])
+        for node in (kernel.left, kernel.right)
+    )
+    fixed = zero_point.to(step.dtype) - (ratio_a * zero_a.to(step.dtype) + ratio_b * zero_b.to(step.dtype))
+    inner = (b.double() * ratio_b.double() + fixed.double()).to(step.dtype)
+    total = (a.double() * ratio_a.double() + inner.double()).to(step.dtype)
+    low, high = argument(output, "quant_min"), argument(output, "quant_max")
+    return torch.round(total).clamp(low, high).to(argument(output, "dtype"))
+
+
 def _compute(kernel: Kernel, values: Tensors) -> Tensor:
+    if kernel.op.target is aten.add.Tensor and kernel.output is not None:
+        return _add(kernel, kernel.output, values)
     _, channel = INTEGER_OPS[_op(kernel.op)]
     total = _accumulate(kernel, values)
     scale = values[argument(kernel.left, "scale")] * values[argument(kernel.right, "scale")]

@@ -259,3 +259,53 @@ def test_float_program_runs_as_it_is() -> None:
     x = torch.randn(1, 3, 8, 8)
     program = capture(model, x)
     assert torch.equal(run_integer(program, (x,))[0], model(x))
+
+
+@pytest.mark.parametrize("op", [torch.add, torch.mul])
+@pytest.mark.parametrize("scales", [(0.02, 0.03, 0.04), (0.5, 0.25, 0.125), (0.013, 0.041, 0.037)])
+def test_add_and_mul_equal_the_integer_kernels_on_every_pair_of_values(
+    op: Callable[[Tensor, Tensor], Tensor], scales: tuple[float, float, float], tmp_path: Path
+) -> None:
+    """All 65,536 pairs of uint8 values, with scales that make ties (0.02, 0.03 -> 0.04)."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, scale in zip("aby", scales, strict=True):
+                self.register_buffer(f"{name}_scale", torch.tensor(scale))
+                self.register_buffer(
+                    f"{name}_zero", torch.tensor({"a": 3, "b": 117, "y": 100}[name], dtype=torch.uint8)
+                )
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            left = dequantize(a, self.a_scale, self.a_zero, None)
+            right = dequantize(b, self.b_scale, self.b_zero, None)
+            q: Tensor = quantize(op(left, right), self.y_scale, self.y_zero, None, 0, 255, torch.uint8)
+            return q
+
+    levels = torch.arange(256, dtype=torch.uint8)
+    a, b = levels.repeat_interleave(256).reshape(1, -1), levels.repeat(256).reshape(1, -1)
+    module = Joined()
+    program = capture(module, (a, b))
+    expected = numpy_helper.to_array(_joined_by_onnxruntime(op.__name__.title(), module, a, b, tmp_path / "m.onnx"))
+    assert np.array_equal(run_integer(program, (a, b))[0].numpy(), expected)
+
+
+def _joined_by_onnxruntime(op: str, module: nn.Module, a: Tensor, b: Tensor, path: Path) -> onnx.TensorProto:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["a", "a_scale", "a_zero"], ["left"]),
+        helper.make_node("DequantizeLinear", ["b", "b_scale", "b_zero"], ["right"]),
+        helper.make_node(op, ["left", "right"], ["result"]),
+        helper.make_node("QuantizeLinear", ["result", "y_scale", "y_zero"], ["y"]),
+    ]
+    shape = list(a.shape)
+    values = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name in "aby"]
+    stored = [numpy_helper.from_array(buffer.numpy(), name) for name, buffer in module.named_buffers()]
+    graph = helper.make_graph(nodes, "joined", values[:2], values[2:], stored)
+    model = helper.make_model_gen_version(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert f"QLinear{op}" in {node.op_type for node in onnx.load(path).graph.node}
+    return numpy_helper.from_array(session.run(None, {"a": a.numpy(), "b": b.numpy()})[0])
