@@ -1,0 +1,215 @@
+"""The arithmetic of onnxruntime's integer kernels, one function each, bit for bit.
+
+    round half to even, then saturate:
+    float32(Σ (x−x0)(w−w0) + bias) · (x_scale·w_scale / y_scale), then + y0      QLinearConv, QLinearMatMul, QGemm
+    float32(Σ (x−x0)(w−w0)) · (x_scale·w_scale) + bias, not rounded to integers  MatMulIntegerToFloat
+    float32((a−a0)(b−b0)) · (a_scale·b_scale / y_scale) + y0                     QLinearMul
+    a·(a_scale/y_scale) + (b·(b_scale/y_scale) + fixed), fused multiply-adds     QLinearAdd
+    float32(Σ (x−x0)) · (x_scale / (y_scale·count)), then + y0                   QLinearGlobalAveragePool
+    mean of the float values / y_scale + y0                                      QLinearAveragePool
+
+"then + y0": y0 is added to the rounded value, otherwise before rounding, which decides ties. All sums of products are
+exact: in float32 where no partial sum can pass 2^24, else in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxopt.graph.ops import dequantize
+from fxopt.graph.rewrite import argument
+
+aten = torch.ops.aten
+Op = Callable[..., Any]
+Tensors = Mapping[fx.Node, Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One integer kernel: `op` on dequantize nodes, into the quantize node `output` (None: float result)."""
+
+    op: fx.Node
+    operands: tuple[fx.Node, ...]
+    bias: fx.Node | None
+    output: fx.Node | None
+
+    @property
+    def result(self) -> fx.Node:
+        """The node whose value the kernel makes."""
+        return self.output or self.op
+
+
+@dataclass(frozen=True)
+class IntegerOp:
+    """How an op runs in integers.
+
+    - `operands`: how many of its first arguments are integers.
+    - `channels`: the axis of the output channels in the weight and in the output, where a weight may have one scale a
+      channel.
+    - `float_result`: whether there is a kernel that returns floats.
+    """
+
+    compute: Callable[[Kernel, Tensors], Tensor]
+    operands: int = 2
+    channels: tuple[int, int] | None = None
+    float_result: bool = False
+
+
+def _weighted(kernel: Kernel, values: Tensors) -> Tensor:
+    """Convolution, linear and matrix product."""
+    left, right = kernel.operands
+    channels = INTEGER_OPS[op_of(kernel.op)].channels
+    assert channels is not None
+    total = _sum_of_products(kernel, values)
+    scale = values[argument(left, "scale")] * values[argument(right, "scale")]
+    if kernel.output is None:
+        result = total.to(scale.dtype) * _at(scale, channels[1])
+        return result if kernel.bias is None else result + _float_bias(kernel.bias, values)
+    if kernel.bias is not None:
+        total = total.double() + _at(_integer_bias(kernel.bias, scale, values), channels[1])
+    step, zero_point = _grid(kernel.output, values)
+    rounded = total.to(scale.dtype).mul_(_at(scale / step, channels[1])).round_()
+    return _saturate(kernel.output, rounded.add_(zero_point))
+
+
+def _multiply(kernel: Kernel, values: Tensors) -> Tensor:
+    assert kernel.output is not None
+    left, right = kernel.operands
+    product = _difference(left, values) * _difference(right, values)  # below 2^24: exact
+    step, zero_point = _grid(kernel.output, values)
+    scale = values[argument(left, "scale")] * values[argument(right, "scale")] / step
+    return _saturate(kernel.output, (product * scale + zero_point).round_())
+
+
+def _add(kernel: Kernel, values: Tensors) -> Tensor:
+    assert kernel.output is not None
+    step, zero_point = _grid(kernel.output, values)
+    (a, ratio_a, zero_a), (b, ratio_b, zero_b) = (
+        (values[argument(node, "q")].to(step.dtype), scale / step, zero)
+        for node in kernel.operands
+        for scale, zero in [_grid(node, values)]
+    )
+    fixed = zero_point - _multiply_add(zero_a, ratio_a, ratio_b * zero_b)
+    return _saturate(kernel.output, _multiply_add(a, ratio_a, _multiply_add(b, ratio_b, fixed)).round_())
+
+
+def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    """Return x·factor + summand with one rounding, as a fused instruction does."""
+    return (x.double() * factor.double() + summand.double()).to(factor.dtype)
+
+
+def _global_mean(kernel: Kernel, values: Tensors) -> Tensor:
+    assert kernel.output is not None
+    (source,) = kernel.operands
+    difference = _difference(source, values)
+    total = difference.sum((-2, -1), keepdim=bool(kernel.op.meta["val"].ndim == difference.ndim), dtype=torch.float64)
+    scale, _ = _grid(source, values)
+    step, zero_point = _grid(kernel.output, values)
+    count = difference.shape[-2] * difference.shape[-1]
+    rounded = (total.to(scale.dtype) * (scale / (step * count))).round_()
+    return _saturate(kernel.output, rounded.add_(zero_point))
+
+
+def _local_mean(kernel: Kernel, values: Tensors) -> Tensor:
+    assert kernel.output is not None
+    (source,) = kernel.operands
+    mean = op_of(kernel.op)(_dequantized(source, values), *kernel.op.args[1:], **kernel.op.kwargs)
+    step, zero_point = _grid(kernel.output, values)
+    return _saturate(kernel.output, (mean / step + zero_point).round_())
+
+
+def _sum_of_products(kernel: Kernel, values: Tensors) -> Tensor:
+    """Apply the op itself to the differences from the zero points, exactly; without its bias."""
+    left, right = (_difference(node, values) for node in kernel.operands)
+    if not _fits_float32(kernel, left, right):
+        left, right = left.double(), right.double()
+    op = op_of(kernel.op)
+    given = {parameter.name: value for parameter, value in zip(op._schema.arguments, kernel.op.args, strict=False)}
+    options = list((given | kernel.op.kwargs).items())[2:]  # after the two operands
+    with torch.backends.nnpack.flags(enabled=False):  # its transformed convolution is not exact
+        total = op(left, right, **{name: value for name, value in options if name != "bias"})
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _fits_float32(kernel: Kernel, left: Tensor, right: Tensor) -> bool:
+    """Say whether no partial sum can reach 2^24: the largest difference times the largest sum of a channel."""
+    channels = INTEGER_OPS[op_of(kernel.op)].channels
+    assert channels is not None
+    if right.numel() == 0 or left.numel() == 0:
+        return True
+    axis = channels[0] % right.ndim
+    summed = [dim for dim in range(right.ndim) if dim != axis]
+    largest = right.abs().sum(summed, dtype=torch.float64).max() * left.abs().max()
+    return bool(largest < 2**24)
+
+
+def _difference(node: fx.Node, values: Tensors) -> Tensor:
+    """Return q − zero point of a dequantize node, exact in float32."""
+    q, zero_point = (values[argument(node, name)].to(torch.float32) for name in ("q", "zero_point"))
+    axis = argument(node, "axis")
+    return q.sub_(zero_point if axis is None else _at(zero_point, axis % q.ndim - q.ndim))
+
+
+def _grid(node: fx.Node, values: Tensors) -> tuple[Tensor, Tensor]:
+    """Return the scale of a quantize or dequantize node, and its zero point as a float."""
+    scale = values[argument(node, "scale")]
+    return scale, values[argument(node, "zero_point")].to(scale.dtype)
+
+
+def _saturate(output: fx.Node, rounded: Tensor) -> Tensor:
+    low, high = argument(output, "quant_min"), argument(output, "quant_max")
+    return rounded.clamp_(low, high).to(argument(output, "dtype"))
+
+
+def _integer_bias(bias: fx.Node, scale: Tensor, values: Tensors) -> Tensor:
+    """Return the bias in steps of x_scale·w_scale: as it is stored, or a float one rounded as onnxruntime does."""
+    if bias.target is dequantize:
+        q, zero_point = (values[argument(bias, name)].to(torch.float64) for name in ("q", "zero_point"))
+        return q - zero_point
+    return torch.round(values[bias] / scale).to(torch.float64)
+
+
+def _float_bias(bias: fx.Node, values: Tensors) -> Tensor:
+    return _dequantized(bias, values) if bias.target is dequantize else values[bias]
+
+
+def _dequantized(node: fx.Node, values: Tensors) -> Tensor:
+    result = dequantize(*fx.map_arg(node.args, values.__getitem__), **fx.map_arg(node.kwargs, values.__getitem__))
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _at(parameter: Tensor, axis: int) -> Tensor:
+    """Shape a per-channel parameter so that it broadcasts along `axis` (negative) of a tensor."""
+    return parameter if parameter.ndim == 0 else parameter.reshape([-1, *[1] * (-axis - 1)])
+
+
+def op_of(node: fx.Node) -> torch._ops.OpOverload[..., Any]:
+    """Return the op that a node calls."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return node.target
+
+
+INTEGER_OPS: dict[Op, IntegerOp] = {
+    aten.conv1d.default: IntegerOp(_weighted, channels=(0, -2)),
+    aten.conv1d.padding: IntegerOp(_weighted, channels=(0, -2)),
+    aten.conv2d.default: IntegerOp(_weighted, channels=(0, -3)),
+    aten.conv2d.padding: IntegerOp(_weighted, channels=(0, -3)),
+    aten.conv3d.default: IntegerOp(_weighted, channels=(0, -4)),
+    aten.conv3d.padding: IntegerOp(_weighted, channels=(0, -4)),
+    aten.linear.default: IntegerOp(_weighted, channels=(0, -1), float_result=True),
+    aten.matmul.default: IntegerOp(_weighted, channels=(-1, -1), float_result=True),
+    aten.mm.default: IntegerOp(_weighted, channels=(-1, -1), float_result=True),
+    aten.bmm.default: IntegerOp(_weighted, channels=(-1, -1)),
+    aten.mul.Tensor: IntegerOp(_multiply),
+    aten.add.Tensor: IntegerOp(_add),
+    aten.adaptive_avg_pool2d.default: IntegerOp(_global_mean, operands=1),
+    aten.mean.dim: IntegerOp(_global_mean, operands=1),
+    aten.avg_pool2d.default: IntegerOp(_local_mean, operands=1),
+}
