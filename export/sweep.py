@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxopt.graph.integer import run_integer
+from fxopt.graph.integer import find_kernels, run_integer
+from fxopt.graph.interpret import run
 from fxopt.graph.program import Program
 
 
 @dataclass(frozen=True)
 class Run:
-    """Inputs at some sizes of the dynamic dimensions, with what the Program returns for them."""
+    """Inputs at some sizes of the dynamic dimensions, with what the Program returns for them.
+
+    `outputs` are those of integer kernels, `unfused` those of floats between the rounding points. A Program without
+    integer kernels has the same list for both.
+    """
 
     sizes: Mapping[str, int]
     inputs: tuple[Tensor, ...]
     outputs: list[Tensor]
+    unfused: list[Tensor]
 
     @property
     def label(self) -> str:
@@ -57,22 +64,27 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
     wanted = [base] + [
         {**base, name: other} for name, size in base.items() for other in (1 if size > 1 else 2, size + 1)
     ]
+    quantized = bool(find_kernels(program))
     runs: list[Run] = []
     skipped: list[str] = []
     for sizes in wanted:
         resized = resize(program, inputs, sizes) if sizes != base else inputs
         try:
             outputs = reference_outputs(program, resized)
+            unfused = _present(program, run(program, resized)) if quantized else outputs
         except Exception as error:
             if sizes == base:
                 raise
             skipped.append(f"{sizes}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
-        runs.append(Run(sizes, resized, outputs))
+        runs.append(Run(sizes, resized, outputs, unfused))
     return runs, skipped
 
 
 def reference_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run a Program, in exact integers where it is quantized; returns its outputs in the order of the ONNX outputs."""
-    values = run_integer(program, inputs)
+    return _present(program, run_integer(program, inputs))
+
+
+def _present(program: Program, values: Sequence[Any]) -> list[Tensor]:
     return [value for value, spec in zip(values, program.outputs, strict=True) if spec is not None]

@@ -131,6 +131,24 @@ def test_a_quantized_file_is_proved_with_integer_kernels(quantized: Program, tmp
     assert result.outputs[0].sqnr >= 30
 
 
+def test_a_wrong_quantized_weight_is_found_at_every_level(quantized: Program, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    to_onnx(quantized, path, target="x86")
+
+    def halve(model: onnx.ModelProto) -> None:
+        for index, tensor in enumerate(model.graph.initializer):
+            if tensor.name == "second.weight":
+                values = numpy_helper.to_array(tensor) // 2
+                model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    change(path, halve)
+    failures = validate(path, quantized, (X,), target="x86").failures
+    assert {failure.split(",")[0] for failure in failures if "differs:" in failure} == {
+        "all optimisations",
+        "no optimisations",
+    }
+
+
 def test_quantization_that_does_not_fuse_is_found(quantized: Program, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     to_onnx(quantized, path, target="x86")

@@ -31,9 +31,15 @@ POOLS: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
 class Quantized(nn.Module):
     """q(op(dq(x), ...)) with random scales; every second seed has scales whose ratios make ties."""
 
+    a_scale: Tensor
+    a_zero: Tensor
+    y_scale: Tensor
+    y_zero: Tensor
+
     def __init__(self, op: Callable[..., Tensor], inputs: str, seed: int) -> None:
         super().__init__()
-        self.op, self.inputs = op, inputs
+        self.op: Callable[..., Tensor] = op
+        self.inputs = inputs
         generator = np.random.default_rng(seed)
         scales = dict(zip("yab", generator.uniform(0.002, 0.05, 3), strict=True))
         if seed % 2:
