@@ -3,7 +3,8 @@
 A kernel is an op of the table whose operands come from dequantize nodes, with one scale for an activation and one scale
 a channel (or one) for a weight, and that only a quantize node reads, unless the kernel returns floats. A relu or clamp
 before the quantize belongs to the kernel where the quantize makes it redundant; otherwise the op stays float, and so do
-all other nodes here.
+all other nodes here. Of those, a batch norm is computed as onnxruntime does too: it is what most often stands between
+integer kernels, where its last bit can decide a rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.graph.integer_arithmetic import INTEGER_OPS, Kernel, op_of
+from fxopt.graph.integer_arithmetic import INTEGER_OPS, Kernel, batch_norm, op_of
 from fxopt.graph.interpret import Observe, Step, run_steps, step_of
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
@@ -53,10 +54,16 @@ def integer_steps(program: Program) -> list[Step]:
     for node in reversed(program.graph.nodes):
         if node not in needed or node.op == "placeholder":
             continue
-        step = kernel_step(kernels[node]) if node in kernels else step_of(program, node)
+        step = kernel_step(kernels[node]) if node in kernels else _other_step(program, node, bool(kernels))
         needed.update(step.reads)
         steps.append(step)
     return steps[::-1]
+
+
+def _other_step(program: Program, node: fx.Node, is_quantized: bool) -> Step:
+    if is_quantized and node.target is aten.batch_norm.default and not argument(node, "training"):
+        return Step(node, tuple(node.all_input_nodes), lambda values: batch_norm(node, values))
+    return step_of(program, node)
 
 
 def find_kernels(program: Program) -> list[Kernel]:

@@ -7,6 +7,7 @@
     a·(a_scale/y_scale) + (b·(b_scale/y_scale) + fixed), fused multiply-adds     QLinearAdd
     float32(Σ (x−x0)) · (x_scale / (y_scale·count)), then + y0                   QLinearGlobalAveragePool
     mean of the float values / y_scale + y0                                      QLinearAveragePool
+    x·(γ / √(σ² + ε)) + (β − μ·(γ / √(σ² + ε))), each step in float32            BatchNormalization between integers
 
 "then + y0": y0 is added to the rounded value, otherwise before rounding, which decides ties. All sums of products are
 exact: in float32 where no partial sum can pass 2^24, else in float64.
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from fxopt.graph.ops import dequantize
 from fxopt.graph.rewrite import argument
@@ -27,6 +29,7 @@ from fxopt.graph.rewrite import argument
 aten = torch.ops.aten
 Op = Callable[..., Any]
 Tensors = Mapping[fx.Node, Tensor]
+BLOCK = 2**22  # weights of a linear held as floats at a time
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,11 @@ def _local_mean(kernel: Kernel, values: Tensors) -> Tensor:
 
 def _sum_of_products(kernel: Kernel, values: Tensors) -> Tensor:
     """Apply the op itself to the differences from the zero points, exactly; without its bias."""
-    left, right = (_difference(node, values) for node in kernel.operands)
-    if not _fits_float32(kernel, left, right):
-        left, right = left.double(), right.double()
     op = op_of(kernel.op)
+    if op is aten.linear.default:
+        return _linear(kernel, values)
+    left, right = (_difference(node, values) for node in kernel.operands)
+    left, right = _exact_in(kernel, left, right)
     given = {parameter.name: value for parameter, value in zip(op._schema.arguments, kernel.op.args, strict=False)}
     options = list((given | kernel.op.kwargs).items())[2:]  # after the two operands
     with torch.backends.nnpack.flags(enabled=False):  # its transformed convolution is not exact
@@ -137,22 +141,39 @@ def _sum_of_products(kernel: Kernel, values: Tensors) -> Tensor:
     return total
 
 
-def _fits_float32(kernel: Kernel, left: Tensor, right: Tensor) -> bool:
-    """Say whether no partial sum can reach 2^24: the largest difference times the largest sum of a channel."""
+def _linear(kernel: Kernel, values: Tensors) -> Tensor:
+    """Sum some output channels at a time: the weights of a classifier as floats can be as large as the whole model."""
+    left, (weight, zero_points) = _difference(kernel.operands[0], values), _integers(kernel.operands[1], values)
+    rows = max(1, BLOCK // max(1, weight.shape[1]))
+    parts = []
+    for start in range(0, weight.shape[0], rows):
+        block = weight[start : start + rows].float()
+        zeros = zero_points if zero_points.ndim == 0 else zero_points[start : start + rows, None]
+        parts.append(functional.linear(*_exact_in(kernel, left, block.sub_(zeros))).double())
+    return torch.cat(parts, -1)
+
+
+def _exact_in(kernel: Kernel, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in float32 if no partial sum can reach 2^24: the largest difference times a channel's sum."""
     channels = INTEGER_OPS[op_of(kernel.op)].channels
     assert channels is not None
     if right.numel() == 0 or left.numel() == 0:
-        return True
-    axis = channels[0] % right.ndim
-    summed = [dim for dim in range(right.ndim) if dim != axis]
-    largest = right.abs().sum(summed, dtype=torch.float64).max() * left.abs().max()
-    return bool(largest < 2**24)
+        return left, right
+    summed = [dim for dim in range(right.ndim) if dim != channels[0] % right.ndim]
+    largest = right.abs().sum(summed).max() * left.abs().max()
+    # The float32 sum may be off by a few of its last bits, so this is not the very limit.
+    return (left, right) if largest < 2**23.9 else (left.double(), right.double())
+
+
+def _integers(node: fx.Node, values: Tensors) -> tuple[Tensor, Tensor]:
+    """Return the stored values of a dequantize node and its zero point as a float."""
+    return values[argument(node, "q")], values[argument(node, "zero_point")].float()
 
 
 def _difference(node: fx.Node, values: Tensors) -> Tensor:
     """Return q − zero point of a dequantize node, exact in float32."""
-    q, zero_point = (values[argument(node, name)].to(torch.float32) for name in ("q", "zero_point"))
-    axis = argument(node, "axis")
+    stored, zero_point = _integers(node, values)
+    q, axis = stored.float(), argument(node, "axis")
     return q.sub_(zero_point if axis is None else _at(zero_point, axis % q.ndim - q.ndim))
 
 
@@ -188,6 +209,17 @@ def _dequantized(node: fx.Node, values: Tensors) -> Tensor:
 def _at(parameter: Tensor, axis: int) -> Tensor:
     """Shape a per-channel parameter so that it broadcasts along `axis` (negative) of a tensor."""
     return parameter if parameter.ndim == 0 else parameter.reshape([-1, *[1] * (-axis - 1)])
+
+
+def batch_norm(node: fx.Node, values: Tensors) -> Tensor:
+    """Normalize with running statistics; torch's own kernel folds the mean in with one rounding less."""
+    x, mean, variance = (values[argument(node, name)] for name in ("input", "running_mean", "running_var"))
+    weight, bias = (values.get(argument(node, name)) for name in ("weight", "bias"))
+    factor = 1 / (variance + argument(node, "eps")).sqrt()
+    factor = factor if weight is None else factor * weight
+    offset = -(mean * factor) if bias is None else bias - mean * factor
+    sizes = [-1, *[1] * (x.ndim - 2)]
+    return x.mul(factor.reshape(sizes)).add_(offset.reshape(sizes))
 
 
 def op_of(node: fx.Node) -> torch._ops.OpOverload[..., Any]:

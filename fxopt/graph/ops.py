@@ -47,8 +47,10 @@ def _(
     "fxopt::dequantize", mutates_args=(), schema="(Tensor q, Tensor scale, Tensor zero_point, int? axis) -> Tensor"
 )
 def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
-    difference = q.to(torch.int32) - _along(zero_point, axis, q.ndim).to(torch.int32)
-    return difference.to(scale.dtype) * _along(scale, axis, q.ndim)
+    # float32 holds differences of 8-bit values exactly, not those of int32; in place, for weights can be large.
+    wide = scale.dtype if q.dtype in (torch.uint8, torch.int8) and scale.dtype is torch.float32 else torch.int32
+    difference = q.to(wide, copy=True).sub_(_along(zero_point, axis, q.ndim).to(wide))
+    return difference.to(scale.dtype).mul_(_along(scale, axis, q.ndim))
 
 
 @_dequantize.register_fake

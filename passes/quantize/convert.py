@@ -64,10 +64,11 @@ def _convert_weight(edit: Edit, node: fx.Node) -> None:
     assert weight is not None and steps is not None and zeros is not None and isinstance(source, fx.Node)
     values = quantize(weight.detach(), steps, zeros, axis, low, high, torch.int8)
     stored = edit.add_constant(f"{source.target}_int8", values, before=node)
-    name = node.name.replace("_fake", "_dequantized")
-    value = node.meta["val"]
+    # Just before its reader: the float form of a weight is then never there for long when the graph runs in torch.
+    reader, name, value = min(node.users), node.name.replace("_fake", "_dequantized"), node.meta["val"]
     edit.replace(
-        node, insert(edit, dequantize, stored, scale, zero_point, axis, before=node, name=name, value=value, like=node)
+        node,
+        insert(edit, dequantize, stored, scale, zero_point, axis, before=reader, name=name, value=value, like=node),
     )
 
 

@@ -13,9 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxopt.export.session import Session
+from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
 from fxopt.graph.integer import find_kernels, run_integer
+from fxopt.graph.integer_arithmetic import batch_norm
 from fxopt.graph.ops import dequantize, quantize
+from fxopt.graph.rewrite import get_attribute
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 PAIRS = (LEVELS.repeat_interleave(256).reshape(1, -1), LEVELS.repeat(256).reshape(1, -1))
@@ -107,3 +111,18 @@ def test_average_pools(onnx_op: str, seed: int, tmp_path: Path) -> None:
 def test_pool_to_more_than_one_value_is_no_kernel() -> None:
     module = Quantized(lambda x: functional.adaptive_avg_pool2d(x, 2), "a", 0)
     assert find_kernels(capture(module, torch.zeros(1, 3, 4, 4, dtype=torch.uint8))) == []
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_has_every_bit_of_onnxruntime_s(affine: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(64, affine=affine).eval()
+    for value in norm.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.1, 2, generator=generator)
+    x = torch.randn(2, 64, 9, 9, generator=generator)
+    program = capture(norm, x)
+    (node,) = (node for node in program.graph.nodes if node.target is torch.ops.aten.batch_norm.default)
+    values = {source: get_attribute(program.module, str(source.target)) for source in node.all_input_nodes[1:]}
+    expected = Session(to_onnx(program).proto)(x)[0]
+    assert torch.equal(batch_norm(node, values | {node.args[0]: x}), expected)
