@@ -53,9 +53,8 @@ def measure(
 
     `inputs` are the tensor inputs in order. `spread` in the result is the distance of the quartiles over the median.
     """
-    sessions = [Session(model, threads=threads, settings=settings)]
-    if baseline is not None:
-        sessions.append(Session(baseline, threads=threads))
+    other = [Session(baseline, threads=threads)] if baseline is not None else []  # first: it is the larger one to load
+    sessions = [Session(model, threads=threads, settings=settings), *other]
     clock = time.thread_time if threads == 1 else time.perf_counter
     runs = [_runner(session, inputs) for session in sessions]
     times: list[list[float]] = [[] for _ in runs]

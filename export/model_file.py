@@ -64,12 +64,18 @@ class OnnxModel:
             tensor.raw_data = _raw(weight).tobytes()
         return model
 
-    def write(self, path: Path) -> None:
+    @property
+    def file_bytes(self) -> int:
+        """The bytes of the model as one file."""
+        start, parts = self._layout({})
+        return len(start) + sum(len(head) + (0 if weight is None else _size(weight)) for head, weight in parts)
+
+    def write(self, path: Path, *, external: bool = False) -> None:
         """Write the model so that `path` either holds all of it or what it held before; raises ExportError.
 
-        Weights of more than 1.9 GB in all go to a file beside it, `path` + ".data".
+        Weights of more than 1.9 GB in all, or with `external` any, go to a file beside it, `path` + ".data".
         """
-        external = sum(_size(weight) for weight in self.weights.values()) > EXTERNAL_DATA_BYTES
+        external = external or sum(_size(weight) for weight in self.weights.values()) > EXTERNAL_DATA_BYTES
         data_name = f"{path.name}.data"
         try:
             with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=path.parent) as folder:
@@ -100,28 +106,33 @@ class OnnxModel:
         return headers
 
     def _write_model(self, file: BinaryIO, external: Mapping[str, TensorProto]) -> None:
-        """Write the message: the model's own fields, then the graph with the weights behind its other fields."""
+        start, parts = self._layout(external)
+        file.write(start)
+        for head, weight in parts:
+            file.write(head)
+            if weight is not None:
+                file.write(_raw(weight).data)
+
+    def _layout(self, external: Mapping[str, TensorProto]) -> tuple[bytes, list[tuple[bytes, Weight | None]]]:
+        """Return what a file starts with, and each initializer: its own bytes and the weight that follows them.
+
+        The message is the model's own fields, then the graph with the initializers behind its other fields.
+        """
         model = onnx.ModelProto()
         model.CopyFrom(self.skeleton)
         graph = model.graph.SerializeToString()
         model.ClearField("graph")
-        heads = {}
+        parts: list[tuple[bytes, Weight | None]] = []
+        total = len(graph)
         for name, weight in self.weights.items():
-            if name in external:
-                heads[name] = external[name].SerializeToString()
-            else:
-                raw = _tag(TENSOR_RAW_DATA) + _varint(_size(weight))
-                heads[name] = _header(name, weight).SerializeToString() + raw
-        sizes = {
-            name: len(head) + (0 if name in external else _size(self.weights[name])) for name, head in heads.items()
-        }
-        starts = {name: _tag(GRAPH_INITIALIZER) + _varint(size) for name, size in sizes.items()}
-        total = len(graph) + sum(len(starts[name]) + sizes[name] for name in heads)
-        file.write(model.SerializeToString() + _tag(MODEL_GRAPH) + _varint(total) + graph)
-        for name, head in heads.items():
-            file.write(starts[name] + head)
-            if name not in external:
-                file.write(_raw(self.weights[name]).data)
+            size, inline = (0, None) if name in external else (_size(weight), weight)
+            head = (external[name] if name in external else _header(name, weight)).SerializeToString()
+            if inline is not None:
+                head += _tag(TENSOR_RAW_DATA) + _varint(size)
+            start = _tag(GRAPH_INITIALIZER) + _varint(len(head) + size)
+            parts.append((start + head, inline))
+            total += len(start) + len(head) + size
+        return model.SerializeToString() + _tag(MODEL_GRAPH) + _varint(total) + graph, parts
 
 
 def _header(name: str, weight: Weight) -> TensorProto:

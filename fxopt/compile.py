@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -30,6 +30,7 @@ from fxopt.export.to_onnx import to_onnx
 from fxopt.export.validate import Validation, validate
 from fxopt.graph.capture import Dynamic, call_of, capture
 from fxopt.graph.cost import macs_per_sample, parameter_count
+from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup import CLEANUP
@@ -107,7 +108,9 @@ def compile(
         baseline = Pipeline(tuple(CLEANUP))(program)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         compiled = _run_recipe(job, recipe, program, baseline, calibration, inputs, Path(folder))
-        report = _report(job, compiled, baseline, inputs, Path(folder), _title(model, name), recipe, measure)
+        reference = _reference(job, compiled, baseline, inputs, Path(folder))
+        del program, baseline  # runtimes now load both files, beside all that is still here
+        report = _report(job, compiled, reference, inputs, _title(model, name), recipe, measure)
         if destination is not None:
             _move(compiled.path, destination)
     return Result(destination, compiled.program, report, compiled.validation, compiled.model)
@@ -148,6 +151,7 @@ class _Job:
         self.progress(name)
         start = time.perf_counter()
         yield
+        release_memory()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def calibration_item(self, number: int, count: int | None) -> None:
@@ -248,27 +252,56 @@ def _emit(
     return _Compiled(program, model, path, validation, reasons)
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """The float model that the result is compared with: its file, its figures, and how far the result is from it."""
+
+    path: Path
+    figures: ModelFigures
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    differences: tuple[OutputError, ...]
+
+
+def _reference(
+    job: _Job, compiled: _Compiled, baseline: Program, inputs: tuple[Tensor, ...], folder: Path
+) -> _Reference:
+    path, model = compiled.path, compiled.model
+    if compiled.program is not baseline:
+        path = folder / f"baseline.{job.filename}"
+        with job.stage("emit baseline"):
+            model = to_onnx(baseline, target=job.target, opset=job.opset)
+            model.write(path, external=True)  # onnxruntime needs far less memory to load that
+    specs = [spec for spec in baseline.outputs if spec is not None]
+    expected = reference_outputs(baseline, inputs)
+    return _Reference(
+        path,
+        _figures(model, baseline),
+        tuple(map(str, baseline.inputs)),
+        tuple(map(str, specs)),
+        tuple(compare_outputs([spec.name for spec in specs], expected, Session(compiled.path)(*inputs))),
+    )
+
+
+def _figures(model: OnnxModel, program: Program) -> ModelFigures:
+    return ModelFigures(model.file_bytes, parameter_count(program), macs_per_sample(program))
+
+
 def _report(
     job: _Job,
     compiled: _Compiled,
-    baseline: Program,
+    reference: _Reference,
     inputs: tuple[Tensor, ...],
-    folder: Path,
     title: str,
     recipe: Recipe,
     timed: bool,
 ) -> Report:
-    path = compiled.path
-    is_float = compiled.program is baseline
-    if not is_float:
-        path = folder / f"baseline.{job.filename}"
-        with job.stage("emit baseline"):
-            to_onnx(baseline, path, target=job.target, opset=job.opset)
+    is_float = reference.path == compiled.path
     latency = None
     if timed:
         with job.stage("measure"):
-            latency = _time(job, compiled.path, inputs, None if is_float else path)
-    metrics = _metrics(job, compiled, path, is_float)
+            latency = _time(job, compiled.path, inputs, None if is_float else reference.path)
+    metrics = _metrics(job, compiled, reference.path, is_float)
     census = compiled.validation.census
     assert census is not None
     return Report(
@@ -276,13 +309,11 @@ def _report(
         recipe=recipe if isinstance(recipe, str) else "custom",
         target=job.target.name,
         opset=compiled.model.opset,
-        inputs=tuple(map(str, baseline.inputs)),
-        outputs=tuple(str(spec) for spec in baseline.outputs if spec is not None),
-        baseline=ModelFigures(file_bytes(path), parameter_count(baseline), macs_per_sample(baseline), metrics[0]),
-        result=ModelFigures(
-            file_bytes(compiled.path), parameter_count(compiled.program), macs_per_sample(compiled.program), metrics[1]
-        ),
-        differences=tuple(_differences(compiled, baseline, inputs)),
+        inputs=reference.inputs,
+        outputs=reference.outputs,
+        baseline=replace(reference.figures, metric=metrics[0]),
+        result=replace(_figures(compiled.model, compiled.program), metric=metrics[1]),
+        differences=reference.differences,
         proof=compiled.validation.outputs,
         census=census,
         latency=latency,
@@ -322,17 +353,6 @@ class OnnxCallable:
             next(values) if spec is not None else constant
             for spec, constant in zip(self.program.outputs, flat, strict=True)
         )
-
-
-def _differences(compiled: _Compiled, baseline: Program, inputs: tuple[Tensor, ...]) -> list[OutputError]:
-    names = [spec.name for spec in baseline.outputs if spec is not None]
-    return compare_outputs(names, reference_outputs(baseline, inputs), Session(compiled.path)(*inputs))
-
-
-def file_bytes(path: Path) -> int:
-    """Return the bytes of an ONNX file and of the data file beside it."""
-    data = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
 def _title(model: nn.Module | Program, name: str | None) -> str:

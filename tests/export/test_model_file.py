@@ -25,7 +25,7 @@ def program() -> Program:
 def test_the_written_file_parses_to_the_proto_in_memory(program: Program, tmp_path: Path) -> None:
     model = to_onnx(program, tmp_path / "m.onnx")
     assert onnx.load(tmp_path / "m.onnx") == model.proto
-    assert (tmp_path / "m.onnx").stat().st_size == model.proto.ByteSize()
+    assert (tmp_path / "m.onnx").stat().st_size == model.proto.ByteSize() == model.file_bytes
 
 
 def test_weights_share_memory_with_the_program(program: Program) -> None:
@@ -51,6 +51,13 @@ def test_large_weights_go_to_a_file_beside_the_model(
     x = torch.randn(3, 3, 6, 6)
     torch.testing.assert_close(Session(tmp_path / "m.onnx")(x)[0], program(x).detach(), rtol=1e-5, atol=1e-5)
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+
+
+def test_weights_go_beside_the_model_when_asked(program: Program, tmp_path: Path) -> None:
+    model = to_onnx(program)
+    model.write(tmp_path / "m.onnx", external=True)
+    assert (tmp_path / "m.onnx").stat().st_size < model.file_bytes / 2 and (tmp_path / "m.onnx.data").exists()
+    assert {tensor.name for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer} == set(model.weights)
 
 
 def test_a_folder_that_does_not_exist_is_named(program: Program, tmp_path: Path) -> None:
