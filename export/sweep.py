@@ -57,14 +57,13 @@ def resize(program: Program, inputs: Sequence[Tensor], sizes: Mapping[str, int])
 
 
 def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run], list[str]]:
-    """Run the Program on the given inputs and with each dynamic dimension at two other sizes.
+    """Run the Program on the given inputs and with each dynamic dimension at other sizes: 1 (or 2) and one more.
 
     Returns the runs and, in words, the sizes that the Program itself refuses.
     """
     base = dimension_sizes(program, inputs)
-    wanted = [base] + [
-        {**base, name: other} for name, size in base.items() for other in (1 if size > 1 else 2, size + 1)
-    ]
+    others = {name: {1 if size > 1 else 2, size + 1} for name, size in base.items()}
+    wanted = [base, *({**base, name: other} for name, sizes in others.items() for other in sorted(sizes))]
     quantized = bool(find_kernels(program))
     runs: list[Run] = []
     skipped: list[str] = []

@@ -93,7 +93,7 @@ def _add(kernel: Kernel, values: Tensors) -> Tensor:
     assert kernel.output is not None
     step, zero_point = _grid(kernel.output, values)
     (a, ratio_a, zero_a), (b, ratio_b, zero_b) = (
-        (values[argument(node, "q")].to(step.dtype), scale / step, zero)
+        (values[argument(node, "q")], scale / step, zero)
         for node in kernel.operands
         for scale, zero in [_grid(node, values)]
     )
@@ -103,7 +103,7 @@ def _add(kernel: Kernel, values: Tensors) -> Tensor:
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
     """Return x·factor + summand with one rounding, as a fused instruction does."""
-    return (x.double() * factor.double() + summand.double()).to(factor.dtype)
+    return (x.to(torch.float64, copy=True).mul_(factor.double()) + summand).to(factor.dtype)
 
 
 def _global_mean(kernel: Kernel, values: Tensors) -> Tensor:
