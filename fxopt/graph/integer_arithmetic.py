@@ -7,6 +7,7 @@
     a·(a_scale/y_scale) + (b·(b_scale/y_scale) + fixed), fused multiply-adds     QLinearAdd
     float32(Σ (x−x0)) · (x_scale / (y_scale·count)), then + y0                   QLinearGlobalAveragePool
     mean of the float values / y_scale + y0                                      QLinearAveragePool
+    a table of the 256 (rounded and saturated) results                           QLinearSigmoid
     x·(γ / √(σ² + ε)) + (β − μ·(γ / √(σ² + ε))), each step in float32            BatchNormalization between integers
 
 "then + y0": y0 is added to the rounded value, otherwise before rounding, which decides ties. All sums of products are
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from fxopt.graph.logistic import logistic
 from fxopt.graph.ops import dequantize
 from fxopt.graph.rewrite import argument
 
@@ -124,6 +126,17 @@ def _local_mean(kernel: Kernel, values: Tensors) -> Tensor:
     mean = op_of(kernel.op)(_dequantized(source, values), *kernel.op.args[1:], **kernel.op.kwargs)
     step, zero_point = _grid(kernel.output, values)
     return _saturate(kernel.output, (mean / step + zero_point).round_())
+
+
+def _sigmoid(kernel: Kernel, values: Tensors) -> Tensor:
+    assert kernel.output is not None
+    (source,) = kernel.operands
+    q, zero_point = _integers(source, values)
+    lowest = torch.iinfo(q.dtype).min
+    levels = torch.arange(lowest, lowest + 256, dtype=torch.float32, device=q.device)
+    step, zero = _grid(kernel.output, values)
+    results = (logistic((levels - zero_point) * values[argument(source, "scale")]) / step).round_() + zero
+    return _saturate(kernel.output, results)[q.int() - lowest]
 
 
 def _sum_of_products(kernel: Kernel, values: Tensors) -> Tensor:
@@ -244,4 +257,5 @@ INTEGER_OPS: dict[Op, IntegerOp] = {
     aten.adaptive_avg_pool2d.default: IntegerOp(_global_mean, operands=1),
     aten.mean.dim: IntegerOp(_global_mean, operands=1),
     aten.avg_pool2d.default: IntegerOp(_local_mean, operands=1),
+    aten.sigmoid.default: IntegerOp(_sigmoid, operands=1),
 }

@@ -18,6 +18,7 @@ from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
 from fxopt.graph.integer import find_kernels, run_integer
 from fxopt.graph.integer_arithmetic import batch_norm
+from fxopt.graph.logistic import logistic
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.rewrite import get_attribute
 
@@ -94,6 +95,22 @@ def check(module: Quantized, onnx_op: str, attributes: dict[str, Any], values: t
 @pytest.mark.parametrize("op", [torch.add, torch.mul])
 def test_add_and_mul_on_every_pair_of_values(op: Callable[..., Tensor], seed: int, tmp_path: Path) -> None:
     check(Quantized(op, "ab", seed), op.__name__.title(), {}, PAIRS, tmp_path)
+
+
+@pytest.mark.parametrize("grid", [(0.013670705258846283, 129, 0.003317652503028512, 0), (0.05, 3, 1 / 255, 7)])
+def test_sigmoid_on_every_value(grid: tuple[float, int, float, int], tmp_path: Path) -> None:
+    """The first grid has a tie that only the last bit of onnxruntime's own sigmoid decides."""
+    module = Quantized(torch.sigmoid, "a", 0)
+    module.a_scale, module.y_scale = torch.tensor(grid[0]), torch.tensor(grid[2])
+    module.a_zero, module.y_zero = torch.tensor(grid[1]).to(torch.uint8), torch.tensor(grid[3]).to(torch.uint8)
+    check(module, "Sigmoid", {}, (LEVELS.reshape(1, -1),), tmp_path)
+
+
+def test_logistic_has_every_bit_of_onnxruntime_s() -> None:
+    x = torch.linspace(-20, 20, 100_001)
+    expected = Session(to_onnx(capture(nn.Sigmoid(), x)).proto)(x)[0]
+    assert (logistic(x) != expected).double().mean() < 1e-4
+    torch.testing.assert_close(logistic(x), torch.sigmoid(x), rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("seed", range(12))
