@@ -120,7 +120,7 @@ def _record(outcome: Outcome, validation: Validation) -> None:
         outcome.kernels = dict(validation.census.kernels)
         outcome.integer = len(validation.census.integer)
         outcome.weight_dequantize = validation.census.weight_dequantize
-    outcome.notes += [f"skipped {text}" for text in validation.skipped]
+    outcome.notes += [f"skipped {text}" for text in validation.skipped] + list(validation.notes)
     if not validation.ok:
         raise FxoptError("; ".join(validation.failures[:3]))
 

@@ -83,9 +83,12 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
     return runs, skipped
 
 
-def reference_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run a Program, in exact integers where it is quantized; returns its outputs in the order of the ONNX outputs."""
-    return _present(program, run_integer(program, inputs))
+def reference_outputs(program: Program, inputs: Sequence[Tensor], *, precise: bool = False) -> list[Tensor]:
+    """Run a Program, in exact integers where it is quantized; returns its outputs in the order of the ONNX outputs.
+
+    With `precise`, what is not integer is computed in float64.
+    """
+    return _present(program, run_integer(program, inputs, precise=precise))
 
 
 def _present(program: Program, values: Sequence[Any]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from fxopt.errors import ValidationError, where
 from fxopt.export.bisect import first_difference
 from fxopt.export.census import Census, take_census
 from fxopt.export.compare import OutputError, compare_outputs
+from fxopt.export.judge import Judge
 from fxopt.export.session import Level, Session
 from fxopt.export.sweep import Run, sweep_inputs
 from fxopt.graph.program import Program
@@ -32,13 +33,6 @@ SESSIONS: tuple[tuple[str, Level, int], ...] = (
 )
 FLOAT_TOLERANCE = 1e-4
 INTEGER_SQNR = 30.0
-# Without optimisations a quantized graph runs in float between its rounding points, and so is compared with the Program
-# run that way. Sums that end near a rounding boundary may still fall to either side, and deep networks amplify even a
-# single such step. How much is measured: the Program's distance from itself run in exact integers differs by such steps
-# alone. The file may be this many dB worse than that, but never below the floor: unrelated values score 0 dB.
-UNFUSED_SQNR = 20.0
-UNFUSED_MARGIN = 6.0
-UNFUSED_FLOOR = 3.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,8 @@ class Validation:
     - `failures`: what is wrong, in words; empty if the file is good.
     - `outputs`: per output, the worst figures over all runs with all optimisations, as in deployment; `unoptimised`:
       the same without. `sizes`: the sizes of the dynamic dimensions tried.
-    - `skipped`: sizes that the Program itself refuses. `first_difference`: the first node that differs, on failure.
+    - `skipped`: sizes that the Program itself refuses. `notes`: where its own rounding noise had to be allowed for.
+    - `checks`: what was done. `first_difference`: the first node that differs, on failure.
     """
 
     failures: tuple[str, ...]
@@ -57,6 +52,7 @@ class Validation:
     census: Census | None = None
     sizes: tuple[Mapping[str, int], ...] = ()
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     first_difference: str | None = None
     checks: tuple[str, ...] = field(default=())
 
@@ -87,13 +83,14 @@ def validate(
     """Prove an ONNX file against its Program.
 
     `inputs` are the tensor inputs in order. A Program without integer nodes must agree within `tolerance` (largest
-    error over the output's range); one with integer nodes to `sqnr` dB, and without optimisations to 20 dB or
-    what its own roundings allow if that is less (3 dB at least). Returns all findings; with `raise_on_failure`, raises
-    ValidationError instead if there is a failure.
+    error over the output's range); one with integer nodes to `sqnr` dB, and without optimisations to 20 dB. Both give
+    way to the Program's own rounding noise where that is larger, within limits; `notes` tell. Returns all findings;
+    with `raise_on_failure`, raises ValidationError instead if there is a failure.
     """
     found = find_target(target)
     claimed = integer_nodes(program)
-    proof = _Proof(str(model), program.eval(), found, claimed, tolerance, sqnr)
+    judge = Judge(program.eval(), bool(claimed), tolerance, sqnr)
+    proof = _Proof(str(model), program.eval(), found, claimed, judge)
     result = proof.run(tuple(inputs))
     if raise_on_failure:
         result.raise_on_failure(str(model))
@@ -108,8 +105,7 @@ class _Proof:
     program: Program
     target: Target
     claimed: Mapping[str, str]
-    tolerance: float
-    sqnr: float
+    judge: Judge
     failures: list[str] = field(default_factory=list)
     worst: dict[Level, dict[str, OutputError]] = field(default_factory=lambda: {"all": {}, "none": {}})
 
@@ -130,6 +126,7 @@ class _Proof:
             census=census,
             sizes=tuple(run.sizes for run in runs),
             skipped=tuple(skipped),
+            notes=tuple(dict.fromkeys(self.judge.notes)),
             first_difference=node,
             checks=("checker and shape inference", *(title for title, _, _ in SESSIONS)),
         )
@@ -158,11 +155,10 @@ class _Proof:
     def _compare(self, title: str, level: Level, run: Run, values: list[Tensor]) -> bool:
         names = [spec.name for spec in self.program.outputs if spec is not None]
         expected = run.outputs if level == "all" else run.unfused
-        results, limits = compare_outputs(names, expected, values), self._limits(names, level, run)
         good = True
-        for result, limit in zip(results, limits, strict=True):
+        for index, result in enumerate(compare_outputs(names, expected, values)):
             self.worst[level][result.name] = result.worse(self.worst[level].get(result.name))
-            if result.sqnr < limit if self.claimed else result.relative > self.tolerance:
+            if not self.judge.accepts(result, level, run, index):
                 good = False
                 self.failures.append(f"{title}, {run.label}: output '{result.name}' differs: {_figures(result)}")
         return good
@@ -175,16 +171,9 @@ class _Proof:
         self._judge(census)
         return census
 
-    def _limits(self, names: Sequence[str], level: Level, run: Run) -> list[float]:
-        """Return the SQNR that each output of a quantized Program must reach."""
-        if level == "all" or not self.claimed:
-            return [self.sqnr] * len(names)
-        noise = compare_outputs(names, run.outputs, run.unfused)
-        return [min(self.sqnr, UNFUSED_SQNR, max(UNFUSED_FLOOR, own.sqnr - UNFUSED_MARGIN)) for own in noise]
-
     def _bisect(self, inputs: tuple[Tensor, ...]) -> str | None:
-        limit = self.sqnr if self.claimed else None
-        node = first_difference(self.model, self.program, inputs, tolerance=self.tolerance, sqnr=limit)
+        limit = self.judge.sqnr if self.claimed else None
+        node = first_difference(self.model, self.program, inputs, tolerance=self.judge.tolerance, sqnr=limit)
         if node is not None:
             self.failures.append(f"The first value that differs is made by {where(node)}.")
         return None if node is None else node.name

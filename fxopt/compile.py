@@ -321,7 +321,7 @@ def _report(
         delegated=compiled.model.delegated,
         seconds=dict(job.seconds),
         history=compiled.program.history,
-        notes=compiled.program.notes,
+        notes=(*compiled.program.notes, *compiled.validation.notes),
     )
 
 

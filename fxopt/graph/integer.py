@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, Kernel, batch_norm, op_of
 from fxopt.graph.interpret import Observe, Step, run_steps, step_of
 from fxopt.graph.ops import dequantize, quantize
-from fxopt.graph.program import Program
+from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.rewrite import argument, constant
 
 aten = torch.ops.aten
@@ -40,13 +41,22 @@ def _bound(node: fx.Node, name: str, missing: float) -> float:
 
 
 def run_integer(
-    program: Program, inputs: Sequence[Tensor], observe: Observe | None = None, stop_after: str | None = None
+    program: Program,
+    inputs: Sequence[Tensor],
+    observe: Observe | None = None,
+    stop_after: str | None = None,
+    *,
+    precise: bool = False,
 ) -> tuple[Any, ...]:
-    """Run like interpret.run, with integer kernels; a value inside a kernel is never made, so never observed."""
-    return run_steps(program, integer_steps(program), inputs, observe, stop_after)
+    """Run like interpret.run, with integer kernels; a value inside a kernel is never made, so never observed.
+
+    With `precise`, the other nodes compute in float64. How far that is from the usual run tells how much of the outputs
+    is the rounding of float32.
+    """
+    return run_steps(program, integer_steps(program, precise=precise), inputs, observe, stop_after)
 
 
-def integer_steps(program: Program) -> list[Step]:
+def integer_steps(program: Program, *, precise: bool = False) -> list[Step]:
     """Plan the run: one step for each integer kernel, one for every other node that is still needed."""
     kernels = {kernel.result: kernel for kernel in find_kernels(program)}
     steps: list[Step] = []
@@ -54,7 +64,10 @@ def integer_steps(program: Program) -> list[Step]:
     for node in reversed(program.graph.nodes):
         if node not in needed or node.op == "placeholder":
             continue
-        step = kernel_step(kernels[node]) if node in kernels else _other_step(program, node, bool(kernels))
+        if node in kernels:
+            step = kernel_step(kernels[node])
+        else:
+            step = _precise_step(program, node) if precise else _other_step(program, node, bool(kernels))
         needed.update(step.reads)
         steps.append(step)
     return steps[::-1]
@@ -64,6 +77,27 @@ def _other_step(program: Program, node: fx.Node, is_quantized: bool) -> Step:
     if is_quantized and node.target is aten.batch_norm.default and not argument(node, "training"):
         return Step(node, tuple(node.all_input_nodes), lambda values: batch_norm(node, values))
     return step_of(program, node)
+
+
+def _precise_step(program: Program, node: fx.Node) -> Step:
+    """Compute in float64 from what is there; only the outputs go back to the dtypes they have."""
+    step = step_of(program, node)
+
+    def compute(values: dict[fx.Node, Any]) -> Any:
+        if node.op == "get_attr" or node.target is dequantize:
+            return step.compute(values)
+        result = step.compute({source: pytree.tree_map(_widened, values[source]) for source in step.reads})
+        return pytree.tree_map(_narrowed, tuple(result), program.outputs) if node.op == "output" else result
+
+    return Step(node, step.reads, compute)
+
+
+def _widened(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype is torch.float32 else value
+
+
+def _narrowed(value: Any, spec: TensorSpec | None) -> Any:
+    return value.to(spec.dtype) if isinstance(value, Tensor) and spec is not None else value
 
 
 def find_kernels(program: Program) -> list[Kernel]:

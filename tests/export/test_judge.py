@@ -1,0 +1,86 @@
+"""Outputs are judged strictly, or by the Program's own rounding noise, but never past the floor."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxopt.export.compare import OutputError, compare_output
+from fxopt.export.judge import Judge
+from fxopt.export.sweep import Run, reference_outputs
+from fxopt.graph.capture import capture
+from fxopt.graph.program import Program
+from fxopt.passes.quantize import Quantize
+
+
+class Cancelling(nn.Module):
+    """Loses most of its digits: (x + 30000) - 30000 keeps some ten bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x + 30000.0 - 30000.0)
+
+
+X = torch.linspace(-1, 1, 101).reshape(1, -1)
+
+
+def run_of(program: Program) -> Run:
+    outputs = reference_outputs(program, (X,))
+    return Run({}, (X,), outputs, outputs)
+
+
+def error(relative: float, sqnr: float = 100.0) -> OutputError:
+    return OutputError("output", relative, relative, sqnr, 1.0)
+
+
+def test_a_well_conditioned_float_program_gets_no_more_than_the_tolerance() -> None:
+    program = capture(nn.Tanh(), X)
+    judge = Judge(program, False, tolerance=1e-4, sqnr=30)
+    assert judge.accepts(error(1e-4), "all", run_of(program), 0)
+    assert not judge.accepts(error(1.1e-4), "all", run_of(program), 0)
+    assert judge.notes == []
+
+
+def test_rounding_noise_is_allowed_for_and_noted_but_not_without_limit() -> None:
+    program = capture(Cancelling(), X)
+    judge, run = Judge(program, False, tolerance=1e-4, sqnr=30), run_of(program)
+    (precise,) = reference_outputs(program, (X,), precise=True)
+    noise = compare_output("output", precise, run.outputs[0]).relative
+    assert 1e-4 < noise < 1e-3
+    assert judge.accepts(error(noise), "all", run, 0)
+    assert "float rounding alone moves it" in judge.notes[0]
+    assert not judge.accepts(error(1.01e-3), "all", run, 0)
+
+
+def test_precise_outputs_are_those_of_the_model_in_float64() -> None:
+    model = nn.Sequential(nn.Linear(101, 7), nn.GELU())
+    program = capture(model, X)
+    (precise,) = reference_outputs(program, (X,), precise=True)
+    torch.testing.assert_close(precise, model.double()(X.double()).float(), rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def integer() -> Program:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Unflatten(1, (1, 101)), nn.Conv1d(1, 16, 3), nn.ReLU(), nn.Conv1d(16, 16, 4), nn.ReLU())
+    return Quantize([X], target="portable")(capture(model, X))
+
+
+def test_integer_kernels_have_no_rounding_noise(integer: Program) -> None:
+    judge, run = Judge(integer, True, tolerance=1e-4, sqnr=30), run_of(integer)
+    assert torch.equal(reference_outputs(integer, (X,), precise=True)[0], run.outputs[0])
+    assert judge.accepts(error(0.1, 30.0), "all", run, 0)
+    assert not judge.accepts(error(0.1, 29.9), "all", run, 0)
+
+
+def test_without_optimisations_roundings_to_either_side_are_allowed_for(integer: Program) -> None:
+    (exact,) = reference_outputs(integer, (X,))
+    other = exact + 0.2 * exact.abs().max() * torch.sign(torch.sin(torch.arange(exact.numel()))).reshape(exact.shape)
+    run = Run({}, (X,), [exact], [other])
+    own = compare_output("output", exact, other).sqnr
+    judge = Judge(integer, True, tolerance=1e-4, sqnr=30)
+    assert own < 20
+    assert judge.accepts(error(0.1, max(own - 6, 3)), "none", run, 0)
+    assert not judge.accepts(error(0.1, max(own - 6, 3) - 0.1), "none", run, 0)
+    assert not judge.accepts(error(0.1, own), "all", run, 0)
+    assert not judge.accepts(error(math.inf, -math.inf), "none", run, 0)
