@@ -15,7 +15,7 @@ from fxopt.graph.memory import release_memory
 from fxopt.graph.program import Program
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """Inputs at some sizes of the dynamic dimensions, with what the Program returns for them.
 

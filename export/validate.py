@@ -89,8 +89,7 @@ def validate(
     """
     found = find_target(target)
     claimed = integer_nodes(program)
-    judge = Judge(program.eval(), bool(claimed), tolerance, sqnr)
-    proof = _Proof(str(model), program.eval(), found, claimed, judge)
+    proof = _Proof(str(model), program.eval(), found, claimed, tolerance, sqnr)
     result = proof.run(tuple(inputs))
     if raise_on_failure:
         result.raise_on_failure(str(model))
@@ -105,7 +104,8 @@ class _Proof:
     program: Program
     target: Target
     claimed: Mapping[str, str]
-    judge: Judge
+    tolerance: float
+    sqnr: float
     failures: list[str] = field(default_factory=list)
     worst: dict[Level, dict[str, OutputError]] = field(default_factory=lambda: {"all": {}, "none": {}})
 
@@ -114,9 +114,10 @@ class _Proof:
         if self.failures:
             return Validation(tuple(self.failures))
         runs, skipped = sweep_inputs(self.program, inputs)
+        judge = Judge(self.program, bool(self.claimed), self.tolerance, self.sqnr, runs)
         different: tuple[Tensor, ...] | None = None
         for title, level, threads in SESSIONS:
-            different = self._compare_all(title, level, threads, runs) or different
+            different = self._compare_all(judge, title, level, threads) or different
         node = self._bisect(different) if different is not None else None
         census = self._take_census()
         return Validation(
@@ -126,7 +127,7 @@ class _Proof:
             census=census,
             sizes=tuple(run.sizes for run in runs),
             skipped=tuple(skipped),
-            notes=tuple(dict.fromkeys(self.judge.notes)),
+            notes=tuple(dict.fromkeys(judge.notes)),
             first_difference=node,
             checks=("checker and shape inference", *(title for title, _, _ in SESSIONS)),
         )
@@ -137,7 +138,7 @@ class _Proof:
         except Exception as error:
             self.failures.append(f"The ONNX checker refuses the model: {str(error).strip()}")
 
-    def _compare_all(self, title: str, level: Level, threads: int, runs: list[Run]) -> tuple[Tensor, ...] | None:
+    def _compare_all(self, judge: Judge, title: str, level: Level, threads: int) -> tuple[Tensor, ...] | None:
         """Compare all runs in one session; returns inputs for which the values differ, or None.
 
         One session is alive at a time: each holds all weights.
@@ -145,20 +146,20 @@ class _Proof:
         different = None
         try:
             session = Session(self.model, level=level, threads=threads, settings=self.target.session)
-            for run in runs:
-                if not self._compare(title, level, run, session(*run.inputs)):
+            for run in judge.runs:
+                if not self._compare(judge, title, level, run, session(*run.inputs)):
                     different = different or run.inputs
         except ValidationError as error:
             self.failures.append(f"{title}: {error}")
         return different
 
-    def _compare(self, title: str, level: Level, run: Run, values: list[Tensor]) -> bool:
+    def _compare(self, judge: Judge, title: str, level: Level, run: Run, values: list[Tensor]) -> bool:
         names = [spec.name for spec in self.program.outputs if spec is not None]
         expected = run.outputs if level == "all" else run.unfused
         good = True
         for index, result in enumerate(compare_outputs(names, expected, values)):
             self.worst[level][result.name] = result.worse(self.worst[level].get(result.name))
-            if not self.judge.accepts(result, level, run, index):
+            if not judge.accepts(result, values[index], level, run, index):
                 good = False
                 self.failures.append(f"{title}, {run.label}: output '{result.name}' differs: {_figures(result)}")
         return good
@@ -172,8 +173,8 @@ class _Proof:
         return census
 
     def _bisect(self, inputs: tuple[Tensor, ...]) -> str | None:
-        limit = self.judge.sqnr if self.claimed else None
-        node = first_difference(self.model, self.program, inputs, tolerance=self.judge.tolerance, sqnr=limit)
+        limit = self.sqnr if self.claimed else None
+        node = first_difference(self.model, self.program, inputs, tolerance=self.tolerance, sqnr=limit)
         if node is not None:
             self.failures.append(f"The first value that differs is made by {where(node)}.")
         return None if node is None else node.name

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fxopt.export.compare import OutputError, compare_output
 from fxopt.export.judge import Judge
+from fxopt.export.session import Level
 from fxopt.export.sweep import Run, reference_outputs
 from fxopt.graph.capture import capture
 from fxopt.graph.program import Program
@@ -24,9 +25,16 @@ class Cancelling(nn.Module):
 X = torch.linspace(-1, 1, 101).reshape(1, -1)
 
 
-def run_of(program: Program) -> Run:
+def judge_of(program: Program, unfused: Tensor | None = None) -> Judge:
+    """A judge with one run; `is_quantized` if there is an `unfused` output."""
     outputs = reference_outputs(program, (X,))
-    return Run({}, (X,), outputs, outputs)
+    run = Run({}, (X,), outputs, outputs if unfused is None else [unfused])
+    return Judge(program, unfused is not None, tolerance=1e-4, sqnr=30, runs=[run])
+
+
+def accepts(judge: Judge, result: OutputError, level: Level = "all", value: Tensor | None = None) -> bool:
+    wrong = torch.full_like(judge.runs[0].outputs[0], math.nan)
+    return judge.accepts(result, wrong if value is None else value, level, judge.runs[0], 0)
 
 
 def error(relative: float, sqnr: float = 100.0) -> OutputError:
@@ -35,21 +43,22 @@ def error(relative: float, sqnr: float = 100.0) -> OutputError:
 
 def test_a_well_conditioned_float_program_gets_no_more_than_the_tolerance() -> None:
     program = capture(nn.Tanh(), X)
-    judge = Judge(program, False, tolerance=1e-4, sqnr=30)
-    assert judge.accepts(error(1e-4), "all", run_of(program), 0)
-    assert not judge.accepts(error(1.1e-4), "all", run_of(program), 0)
+    judge = judge_of(program)
+    assert accepts(judge, error(1e-4))
+    assert not accepts(judge, error(1.1e-4))
     assert judge.notes == []
 
 
 def test_rounding_noise_is_allowed_for_and_noted_but_not_without_limit() -> None:
     program = capture(Cancelling(), X)
-    judge, run = Judge(program, False, tolerance=1e-4, sqnr=30), run_of(program)
+    judge = judge_of(program)
     (precise,) = reference_outputs(program, (X,), precise=True)
-    noise = compare_output("output", precise, run.outputs[0]).relative
+    noise = compare_output("output", precise, judge.runs[0].outputs[0]).relative
     assert 1e-4 < noise < 1e-3
-    assert judge.accepts(error(noise), "all", run, 0)
+    assert accepts(judge, error(noise))
     assert "float rounding alone moves it" in judge.notes[0]
-    assert not judge.accepts(error(1.01e-3), "all", run, 0)
+    assert not accepts(judge, error(1.01e-3))
+    assert accepts(judge, error(1.01e-3), value=precise)
 
 
 def test_precise_outputs_are_those_of_the_model_in_float64() -> None:
@@ -67,20 +76,19 @@ def integer() -> Program:
 
 
 def test_integer_kernels_have_no_rounding_noise(integer: Program) -> None:
-    judge, run = Judge(integer, True, tolerance=1e-4, sqnr=30), run_of(integer)
-    assert torch.equal(reference_outputs(integer, (X,), precise=True)[0], run.outputs[0])
-    assert judge.accepts(error(0.1, 30.0), "all", run, 0)
-    assert not judge.accepts(error(0.1, 29.9), "all", run, 0)
+    (exact,) = reference_outputs(integer, (X,))
+    judge = judge_of(integer, exact)
+    assert torch.equal(reference_outputs(integer, (X,), precise=True)[0], exact)
+    assert accepts(judge, error(0.1, 30.0))
+    assert not accepts(judge, error(0.1, 29.9))
 
 
 def test_without_optimisations_roundings_to_either_side_are_allowed_for(integer: Program) -> None:
     (exact,) = reference_outputs(integer, (X,))
     other = exact + 0.2 * exact.abs().max() * torch.sign(torch.sin(torch.arange(exact.numel()))).reshape(exact.shape)
-    run = Run({}, (X,), [exact], [other])
-    own = compare_output("output", exact, other).sqnr
-    judge = Judge(integer, True, tolerance=1e-4, sqnr=30)
+    judge, own = judge_of(integer, other), compare_output("output", exact, other).sqnr
     assert own < 20
-    assert judge.accepts(error(0.1, max(own - 6, 3)), "none", run, 0)
-    assert not judge.accepts(error(0.1, max(own - 6, 3) - 0.1), "none", run, 0)
-    assert not judge.accepts(error(0.1, own), "all", run, 0)
-    assert not judge.accepts(error(math.inf, -math.inf), "none", run, 0)
+    assert accepts(judge, error(0.1, max(own - 6, 3)), "none")
+    assert not accepts(judge, error(0.1, max(own - 6, 3) - 0.1), "none")
+    assert not accepts(judge, error(0.1, own), "all")
+    assert not accepts(judge, error(math.inf, -math.inf), "none")
