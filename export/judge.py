@@ -2,8 +2,8 @@
 
 Deep networks can amplify a single rounding. Where the strict bound fails, the Program is asked how well it is defined
 at all: it runs once more with its float nodes in float64. An output as near to that as the bound demands is good too.
-What float64 changes is the Program's rounding noise; the file may differ by about as much, down to a floor. A quantized
-graph whose nodes are all integer kernels has no such noise, so no excuse.
+What float64 and errors of the size of float32's change is the Program's rounding noise; the file may differ by about as
+much, down to a floor. A quantized graph whose nodes are all integer kernels has no such noise, so no excuse.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ MARGIN = 6.0  # dB: the file may be this much farther from the Program than the 
 # the Program is from itself in exact integers tells what such steps amount to.
 UNFUSED_SQNR = 20.0
 FLOOR: dict[Level, float] = {"all": 20.0, "none": 3.0}  # dB; unrelated values score 0 dB
+JITTER = 2.0**-22  # two units in the last place of float32: what approximations of exp and erf differ by
 FLOAT_NOISE = 4.0  # a float file may differ by this many times the Program's own noise
 FLOAT_FLOOR = 10.0  # but never by more than this many times the tolerance
 
@@ -87,9 +88,11 @@ class Judge:
         names = [spec.name for spec in self.program.outputs if spec is not None]
         try:
             outputs = [reference_outputs(self.program, run.inputs, precise=True) for run in self.runs]
+            shaken = [reference_outputs(self.program, run.inputs, precise=True, jitter=JITTER) for run in self.runs]
         except Exception:  # an op without a float64 kernel: then the strict bound stands
             return None
-        noise = [compare_outputs(names, exact, run.outputs) for exact, run in zip(outputs, self.runs, strict=True)]
+        pairs = zip([*outputs, *shaken], [*self.runs, *self.runs], strict=True)
+        noise = [compare_outputs(names, exact, run.outputs) for exact, run in pairs]
         return _Precise(outputs, [reduce(OutputError.worse, of_output) for of_output in zip(*noise, strict=True)])
 
     def _unfused_noise(self, index: int) -> OutputError:

@@ -47,27 +47,33 @@ def run_integer(
     stop_after: str | None = None,
     *,
     precise: bool = False,
+    jitter: float = 0.0,
 ) -> tuple[Any, ...]:
     """Run like interpret.run, with integer kernels; a value inside a kernel is never made, so never observed.
 
-    With `precise`, the other nodes compute in float64. How far that is from the usual run tells how much of the outputs
-    is the rounding of float32.
+    With `precise`, the other nodes compute in float64, and each result is off by a random part of up to `jitter` of
+    itself, always the same (Monte Carlo arithmetic, Parker 1997). How far that is from the usual run tells how much of
+    the outputs is the rounding of float32.
     """
-    return run_steps(program, integer_steps(program, precise=precise), inputs, observe, stop_after)
+    return run_steps(program, integer_steps(program, precise=precise, jitter=jitter), inputs, observe, stop_after)
 
 
-def integer_steps(program: Program, *, precise: bool = False) -> list[Step]:
+def integer_steps(program: Program, *, precise: bool = False, jitter: float = 0.0) -> list[Step]:
     """Plan the run: one step for each integer kernel, one for every other node that is still needed."""
     kernels = {kernel.result: kernel for kernel in find_kernels(program)}
     steps: list[Step] = []
     needed = {program.output_node}
+    randomness = torch.Generator().manual_seed(0)
+
+    def other(node: fx.Node) -> Step:
+        if precise:
+            return _precise_step(program, node, jitter, randomness)
+        return _other_step(program, node, bool(kernels))
+
     for node in reversed(program.graph.nodes):
         if node not in needed or node.op == "placeholder":
             continue
-        if node in kernels:
-            step = kernel_step(kernels[node])
-        else:
-            step = _precise_step(program, node) if precise else _other_step(program, node, bool(kernels))
+        step = kernel_step(kernels[node]) if node in kernels else other(node)
         needed.update(step.reads)
         steps.append(step)
     return steps[::-1]
@@ -79,15 +85,23 @@ def _other_step(program: Program, node: fx.Node, is_quantized: bool) -> Step:
     return step_of(program, node)
 
 
-def _precise_step(program: Program, node: fx.Node) -> Step:
+def _precise_step(program: Program, node: fx.Node, jitter: float, randomness: torch.Generator) -> Step:
     """Compute in float64 from what is there; only the outputs go back to the dtypes they have."""
     step = step_of(program, node)
+
+    def shaken(value: Any) -> Any:
+        if not jitter or not isinstance(value, Tensor) or value.dtype is not torch.float64:
+            return value
+        noise = torch.rand(value.shape, generator=randomness, dtype=torch.float64, device=value.device)
+        return value * (1 + jitter * (2 * noise - 1))
 
     def compute(values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr" or node.target is dequantize:
             return step.compute(values)
         result = step.compute({source: pytree.tree_map(_widened, values[source]) for source in step.reads})
-        return pytree.tree_map(_narrowed, tuple(result), program.outputs) if node.op == "output" else result
+        if node.op == "output":
+            return pytree.tree_map(_narrowed, tuple(result), program.outputs)
+        return pytree.tree_map(shaken, result)
 
     return Step(node, step.reads, compute)
 

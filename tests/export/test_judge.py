@@ -22,6 +22,13 @@ class Cancelling(nn.Module):
         return torch.tanh(x + 30000.0 - 30000.0)
 
 
+class Doubled(nn.Module):
+    """One float operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0
+
+
 X = torch.linspace(-1, 1, 101).reshape(1, -1)
 
 
@@ -66,6 +73,16 @@ def test_precise_outputs_are_those_of_the_model_in_float64() -> None:
     program = capture(model, X)
     (precise,) = reference_outputs(program, (X,), precise=True)
     torch.testing.assert_close(precise, model.double()(X.double()).float(), rtol=0, atol=0)
+
+
+def test_jitter_moves_each_result_by_no_more_than_asked_for_and_always_the_same() -> None:
+    program = capture(nn.Identity(), X)
+    doubled = capture(Doubled(), X)
+    (same,) = reference_outputs(program, (X,), precise=True, jitter=0.01)
+    assert torch.equal(same, X)  # nothing is computed
+    first, second = (reference_outputs(doubled, (X,), precise=True, jitter=0.01)[0] for _ in range(2))
+    assert torch.equal(first, second) and not torch.equal(first, 2 * X)
+    assert ((first - 2 * X).abs() <= 0.0101 * (2 * X).abs()).all()
 
 
 @pytest.fixture(scope="module")
