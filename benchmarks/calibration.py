@@ -7,27 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import interleaved_medians
 from benchmarks.zoo_models import shim
 from benchmarks.zoo_models.images import structured_images
 from fxopt.graph.capture import capture
 from fxopt.graph.pipeline import Pipeline
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import Calibrate, InsertObservers
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the CPU time of a call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def run(name: str, batches: int, batch: int, rounds: int) -> dict[str, Any]:
@@ -51,13 +42,7 @@ def run(name: str, batches: int, batch: int, rounds: int) -> dict[str, Any]:
         "minmax": lambda: Calibrate(data, observer="minmax")(observed),
         "mse": lambda: Calibrate(data, observer="mse")(observed),
     }
-    times: dict[str, list[float]] = {key: [] for key in calls}
-    for number in range(rounds + 1):  # the first round warms up
-        for key, call in calls.items():
-            spent = seconds(call)
-            if number:
-                times[key].append(spent)
-    medians = {key: statistics.median(values) for key, values in times.items()}
+    medians = interleaved_medians(calls, rounds)
     return {
         "name": name,
         "seconds": medians,

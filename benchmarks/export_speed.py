@@ -7,20 +7,15 @@ Both write the file. CPU time of the process, medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import statistics
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import Dim
 
+from benchmarks.timing import interleaved_medians
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
 from fxopt.graph.pipeline import Pipeline
@@ -55,19 +50,6 @@ def bert() -> tuple[torch.nn.Module, dict[str, Any], dict[str, dict[int, str]]]:
 MODELS = {"resnet50": resnet50, "bert-6l": bert}
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Return the CPU time of a call, with its console output thrown away."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-
-
 def compare(name: str, rounds: int, folder: Path) -> dict[str, Any]:
     """Time both tools on one model, in turn."""
     model, inputs, dynamic = MODELS[name]()
@@ -89,13 +71,7 @@ def compare(name: str, rounds: int, folder: Path) -> dict[str, Any]:
             model, (), str(path), kwargs=inputs, dynamic_shapes=shapes, dynamo=True, verbose=False
         ),
     }
-    times: dict[str, list[float]] = {key: [] for key in calls}
-    for number in range(rounds + 1):  # the first round warms up
-        for key, call in calls.items():
-            spent = seconds(call)
-            if number:
-                times[key].append(spent)
-    medians = {key: statistics.median(values) for key, values in times.items()}
+    medians = interleaved_medians(calls, rounds)
     return {
         "model": name,
         "seconds": {key: round(value, 4) for key, value in medians.items()},
