@@ -24,7 +24,7 @@ MARGIN = 6.0  # dB: the file may be this much farther from the Program than the 
 # run that way. Sums that end near a rounding boundary may still fall to either side there, a whole step apart; how far
 # the Program is from itself in exact integers tells what such steps amount to.
 UNFUSED_SQNR = 20.0
-FLOOR: dict[Level, float] = {"all": 20.0, "none": 3.0}  # dB; unrelated values score 0 dB
+FLOOR: dict[Level, float] = {"all": 12.0, "none": 3.0}  # dB; unrelated values score 0 dB
 JITTER = 2.0**-22  # two units in the last place of float32: what approximations of exp and erf differ by
 FLOAT_NOISE = 4.0  # a float file may differ by this many times the Program's own noise
 FLOAT_FLOOR = 10.0  # but never by more than this many times the tolerance
