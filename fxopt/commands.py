@@ -133,7 +133,7 @@ def inspect(
 def compile(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="Where to write the ONNX file.")],
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="int8 or float.")] = "int8",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="int8, int8-dynamic or float.")] = "int8",
     calibration: Annotated[
         str | None, typer.Option(metavar="DATA", help="Inputs for int8: .npz, .npy, module:function, file.py:function.")
     ] = None,

@@ -34,12 +34,12 @@ from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup import CLEANUP
-from fxopt.passes.quantize import Quantize, place
+from fxopt.recipes import Quantization, dynamic_int8, static_int8
 from fxopt.report import ModelFigures, Report
 from fxopt.target import OPSETS, Target, find_target
 
-Recipe = Literal["float", "int8"] | Pipeline | Sequence[Pass]
-RECIPES = ("float", "int8")
+Recipe = Literal["float", "int8", "int8-dynamic"] | Pipeline | Sequence[Pass]
+RECIPES = ("float", "int8", "int8-dynamic")
 
 
 class Progress(Protocol):
@@ -82,7 +82,8 @@ def compile(
     """Compile a model to a proved ONNX file.
 
     - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
-    - `recipe`: "float", "int8" (needs `calibration`), a Pipeline or a list of passes.
+    - `recipe`: "float", "int8" (static; needs `calibration`), "int8-dynamic" (linears, with ranges taken on every run;
+      needs no data), a Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: "x86", "arm64", "portable", or "auto" for this machine. `dynamic`: see capture().
@@ -209,24 +210,23 @@ def _run_recipe(
         return _emit(job, baseline, inputs, folder, {})
     if recipe == "int8":
         assert calibration is not None
-        return _quantize(job, baseline, calibration, inputs, folder)
+        data = CalibrationData(calibration, baseline, job.calibration_item)
+        return _until_fused(job, static_int8(baseline, job.target, data), inputs, folder)
+    if recipe == "int8-dynamic":
+        return _until_fused(job, dynamic_int8(baseline), inputs, folder)
     assert not isinstance(recipe, str)
     with job.stage("passes"):
         result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
     return _emit(job, result, inputs, folder, {})
 
 
-def _quantize(
-    job: _Job, baseline: Program, calibration: Data | str | Path, inputs: tuple[Tensor, ...], folder: Path
-) -> _Compiled:
+def _until_fused(job: _Job, quantize: Quantization, inputs: tuple[Tensor, ...], folder: Path) -> _Compiled:
     """Quantize, emit and prove; what onnxruntime does not fuse goes back to float, until the census is clean."""
-    data = CalibrationData(calibration, baseline, job.calibration_item)
     kept: dict[str, str] = {}
     while True:
-        reasons = dict(place(baseline, job.target, kept).float_reasons)
         with job.stage("quantize"):
-            program = Pipeline((Quantize(data, target=job.target.name, keep_float=kept),))(baseline)
-        compiled = _emit(job, program, inputs, folder, reasons, strict=False)
+            reasons, program = quantize(kept)
+        compiled = _emit(job, program, inputs, folder, dict(reasons), strict=False)
         census = compiled.validation.census
         unfused = dict(census.unfused) if census is not None else {}
         if not unfused.keys() - kept.keys():

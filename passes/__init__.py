@@ -11,12 +11,13 @@ from fxopt.passes.cleanup import (
     FoldPad,
     MergeLinear,
 )
-from fxopt.passes.quantize import Calibrate, Convert, InsertObservers, Quantize
+from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize, QuantizeDynamic
 
 __all__ = [
     "CLEANUP",
     "Calibrate",
     "Convert",
+    "CorrectBias",
     "DropInferenceNoOps",
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
@@ -27,4 +28,5 @@ __all__ = [
     "InsertObservers",
     "MergeLinear",
     "Quantize",
+    "QuantizeDynamic",
 ]

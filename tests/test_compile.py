@@ -104,6 +104,21 @@ def test_a_program_can_be_compiled_and_loaded_again(model: nn.Module, tmp_path: 
     assert found.report.latency is None
 
 
+def test_dynamic_int8_needs_no_data_and_leaves_convolutions_float(model: nn.Module, tmp_path: Path) -> None:
+    found = fxopt.compile(
+        model, X[:1], recipe="int8-dynamic", target="x86", dynamic="batch", output=tmp_path / "m.onnx", measure=False
+    )
+    assert found.report.recipe == "int8-dynamic" and found.validation.ok
+    assert "DynamicQuantizeMatMul" in found.report.census.integer.values()
+    assert "QLinearConv" not in found.report.census.kernels
+    assert fxopt.load(_saved(found.program, tmp_path))(X)["logits"].shape == (len(X), 3)
+
+
+def _saved(program: fxopt.Program, folder: Path) -> Path:
+    program.save(folder / "program.pt2")
+    return folder / "program.pt2"
+
+
 def test_a_recipe_can_be_a_list_of_passes(model: nn.Module) -> None:
     found = fxopt.compile(model, X[:1], recipe=[passes.FoldBatchNorm()], measure=False)
     assert found.report.history == ("FoldBatchNorm()",) and found.report.recipe == "custom"

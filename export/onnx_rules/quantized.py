@@ -10,6 +10,7 @@ from torch import fx
 
 from fxopt.export.builder import CONTRIB, OnnxGraph, Rule
 from fxopt.graph.ops import dequantize as dequantize_op
+from fxopt.graph.ops import dynamic_quantize as dynamic_quantize_op
 from fxopt.graph.ops import fake_quantize as fake_quantize_op
 from fxopt.graph.ops import observe as observe_op
 from fxopt.graph.ops import quantize as quantize_op
@@ -35,6 +36,11 @@ def dequantize(g: OnnxGraph, q: fx.Node, scale: fx.Node, zero_point: fx.Node, ax
     # ONNX gives int32 no zero point; ours is all zeros for it.
     zero = None if g.dtype(q) is torch.int32 else g.cast(zero_point, g.dtype(q))
     return g.op("DequantizeLinear", q, scale, zero, axis=axis)
+
+
+def dynamic_quantize(g: OnnxGraph, x: fx.Node) -> tuple[str, ...]:
+    """fxopt::dynamic_quantize(Tensor x) -> (Tensor q, Tensor scale, Tensor zero_point)"""
+    return g.ops("DynamicQuantizeLinear", x, outputs=3)
 
 
 def fake_quantize(
@@ -94,6 +100,7 @@ def _zero_point(g: OnnxGraph, zero_point: fx.Node, dtype: torch.dtype) -> str:
 RULES: dict[Any, Rule] = {
     quantize_op: quantize,
     dequantize_op: dequantize,
+    dynamic_quantize_op: dynamic_quantize,
     fake_quantize_op: fake_quantize,
     observe_op: observe,
     matmul_integer_to_float_op: matmul_integer_to_float,

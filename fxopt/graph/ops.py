@@ -1,8 +1,9 @@
-"""fxopt's own ops: quantize, dequantize, fake_quantize and observe, with schema, fake kernel and eager kernel.
+"""fxopt's own ops: quantize, dequantize, dynamic_quantize, fake_quantize and observe, each with a fake kernel.
 
 They have the arithmetic of ONNX QuantizeLinear and DequantizeLinear: q = saturate(round_half_even(x / scale) +
 zero_point), x' = (q - zero_point) * scale. `scale` is the real value of one integer step. With `axis` None, scale and
 zero point are 0-dimensional (per tensor); else they are 1-dimensional and run along that axis (per channel).
+dynamic_quantize is ONNX DynamicQuantizeLinear: it takes uint8 steps from the range of the very tensor, zero included.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dequantize", "fake_quantize", "observe", "quantize"]
+__all__ = ["dequantize", "dynamic_quantize", "fake_quantize", "observe", "quantize"]
 
 
 def _along(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
@@ -21,7 +22,8 @@ def _along(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
 
 
 def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
-    return torch.round(x / _along(scale, axis, x.ndim)) + _along(zero_point, axis, x.ndim).to(x.dtype)
+    # In place where nobody else has the tensor: activations are large.
+    return (x / _along(scale, axis, x.ndim)).round_().add_(_along(zero_point, axis, x.ndim).to(x.dtype))
 
 
 @torch.library.custom_op(
@@ -33,7 +35,7 @@ def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Te
 def _quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype
 ) -> Tensor:
-    return _steps(x, scale, zero_point, axis).clamp(quant_min, quant_max).to(dtype)
+    return _steps(x, scale, zero_point, axis).clamp_(quant_min, quant_max).to(dtype)
 
 
 @_quantize.register_fake
@@ -59,6 +61,25 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
 
 
 @torch.library.custom_op(
+    "fxopt::dynamic_quantize",
+    mutates_args=(),
+    schema="(Tensor x) -> (Tensor q, Tensor scale, Tensor zero_point)",
+)
+def _dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low, high = (end.clone() for end in torch.aminmax(x)) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    low, high = low.clamp_(max=0), high.clamp_(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero_point = torch.round(-low / scale).clamp(0, 255)
+    return (torch.round(x / scale) + zero_point).clamp(0, 255).to(torch.uint8), scale, zero_point.to(torch.uint8)
+
+
+@_dynamic_quantize.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x, dtype=torch.uint8), x.new_empty(()), x.new_empty((), dtype=torch.uint8)
+
+
+@torch.library.custom_op(
     "fxopt::fake_quantize",
     mutates_args=(),
     schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max) -> Tensor",
@@ -66,8 +87,8 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
 def _fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int
 ) -> Tensor:
-    steps = _steps(x, scale, zero_point, axis).clamp(quant_min, quant_max)
-    return (steps - _along(zero_point, axis, x.ndim).to(x.dtype)) * _along(scale, axis, x.ndim)
+    steps = _steps(x, scale, zero_point, axis).clamp_(quant_min, quant_max)
+    return steps.sub_(_along(zero_point, axis, x.ndim).to(x.dtype)).mul_(_along(scale, axis, x.ndim))
 
 
 @_fake_quantize.register_fake
@@ -104,5 +125,6 @@ _observe.register_autograd(lambda ctx, gradient: (gradient, None))
 
 quantize = torch.ops.fxopt.quantize.default
 dequantize = torch.ops.fxopt.dequantize.default
+dynamic_quantize = torch.ops.fxopt.dynamic_quantize.default
 fake_quantize = torch.ops.fxopt.fake_quantize.default
 observe = torch.ops.fxopt.observe.default

@@ -195,7 +195,7 @@ def _quantize_weights(edit: Edit) -> None:
         zero_node = edit.add_constant(f"{source.target}_zero_point", zeros, before=node)
         fake = insert(
             edit, fake_quantize, source, scale_node, zero_node, 0, -WEIGHT_MAX, WEIGHT_MAX,
-            before=node, name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
+            before=min(node.users), name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
         )  # fmt: skip
         edit.replace(node, fake)
 

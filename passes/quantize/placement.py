@@ -55,9 +55,7 @@ def place(program: Program, target: Target, keep_float: Mapping[str, str] | Coll
     Raises PassError if `keep_float` names a node that does not exist.
     """
     kept = reasons_of(keep_float)
-    names = {node.name for node in program.graph.nodes}
-    if unknown := sorted(set(kept) - names):
-        raise PassError(f"keep_float names nodes that the Program does not have: {', '.join(unknown)}.")
+    check_names(program, kept)
     search = _Search(program, target, kept)
     search.settle()
     return Placement(
@@ -65,6 +63,12 @@ def place(program: Program, target: Target, keep_float: Mapping[str, str] | Coll
         points=_points(program.graph, search),
         float_reasons=search.reasons,
     )
+
+
+def check_names(program: Program, names: Collection[str]) -> None:
+    """Raise PassError if a node that is to stay float does not exist."""
+    if unknown := sorted(set(names) - {node.name for node in program.graph.nodes}):
+        raise PassError(f"keep_float names nodes that the Program does not have: {', '.join(unknown)}.")
 
 
 def reasons_of(keep_float: Mapping[str, str] | Collection[str]) -> dict[str, str]:

@@ -96,7 +96,8 @@ def needs_chain(node: fx.Node, target: Target) -> bool:
     return narrow or is_single_position(node)
 
 
-def _linear(node: fx.Node, target: Target) -> str | None:
+def linear_problem(node: fx.Node, target: Target | None = None) -> str | None:
+    """Say why a linear cannot be integer, or return None."""
     return None if node.meta["val"].ndim >= 2 else "its input is a vector"
 
 
@@ -163,7 +164,7 @@ QUANTIZE_RULES: dict[Any, QuantizeRule] = {
     aten.conv1d.padding: CONVOLUTION,
     aten.conv2d.default: CONVOLUTION,
     aten.conv2d.padding: CONVOLUTION,
-    aten.linear.default: QuantizeRule(Role.LINEAR, _linear),
+    aten.linear.default: QuantizeRule(Role.LINEAR, linear_problem),
     aten.add.Tensor: QuantizeRule(Role.JOIN, _tensors),
     aten.mul.Tensor: QuantizeRule(Role.JOIN, _tensors),
     aten.sigmoid.default: QuantizeRule(Role.JOIN),

@@ -1,6 +1,7 @@
 """fxopt's own ops have the arithmetic of ONNX QuantizeLinear and DequantizeLinear, and fit torch's op rules."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
+from fxopt.graph.ops import dequantize, dynamic_quantize, fake_quantize, observe, quantize
 
 SCALE, ZERO_POINT = torch.tensor([0.1, 0.5]), torch.tensor([3, -4], dtype=torch.int8)
 
@@ -102,6 +103,7 @@ def samples() -> list[tuple[object, tuple[object, ...]]]:
         (dequantize, (q, SCALE, ZERO_POINT, 1)),
         (fake_quantize, (x.requires_grad_(), SCALE, ZERO_POINT, 1, -128, 127)),
         (observe, (torch.randn(3, requires_grad=True), "name")),
+        (dynamic_quantize, (torch.randn(3, 2),)),
     ]
 
 
@@ -110,3 +112,23 @@ def test_torch_accepts_schema_fake_kernel_and_autograd(
     op: torch._ops.OpOverload, arguments: tuple[Tensor, ...]
 ) -> None:
     torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (0.5, 2.0), (-4.0, -1.0), (0.0, 0.0), (-1e-30, 1e30)])
+def test_dynamic_quantize_equals_onnx(low: float, high: float) -> None:
+    x = torch.linspace(low, high, 1001)
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero_point"])
+    types = {"q": TensorProto.UINT8, "scale": TensorProto.FLOAT, "zero_point": TensorProto.UINT8}
+    outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()]
+    graph = helper.make_graph(
+        [node], "dynamic", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])], outputs
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for actual, expected in zip(dynamic_quantize(x), session.run(None, {"x": x.numpy()}), strict=True):
+        np.testing.assert_array_equal(actual.numpy(), expected)
+
+
+def test_dynamic_quantize_of_nothing_has_a_scale() -> None:
+    q, scale, zero_point = dynamic_quantize(torch.zeros(0, 3))
+    assert q.shape == (0, 3) and scale == 1 and zero_point == 0

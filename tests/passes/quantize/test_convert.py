@@ -17,7 +17,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.rewrite import constant
 from fxopt.graph.verify import verify
-from fxopt.passes.quantize import Calibrate, Convert, InsertObservers, Quantize
+from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize
 from fxopt.passes.quantize.calibrate import BIAS_MAX, clip_is_redundant
 from fxopt.passes.quantize.observers import Observer
 from tests.passes.quantize.nets import Branches, Encoder, Gated, Inverted, Residual, images, program_of
@@ -68,24 +68,29 @@ def test_signed_activations_of_arm64_are_those_of_x86_shifted() -> None:
 
 @pytest.mark.parametrize(("net", "x"), NETS)
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
-def test_three_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observer: Observer) -> None:
+@pytest.mark.parametrize("correct", [False, True])
+def test_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observer: Observer, correct: bool) -> None:
     program = program_of(net(), x)
     before = str(program)
     observed = verify(InsertObservers("x86")(program))
     assert torch.equal(observed(x), program(x))
     calibrated = verify(Calibrate([x], observer)(observed), full=True)
-    converted = verify(Convert("x86")(calibrated), full=True)
-    whole = Quantize([x], "x86", observer)(program)
+    corrected = CorrectBias([x])(calibrated) if correct else calibrated
+    converted = verify(Convert("x86")(corrected), full=True)
+    whole = Quantize([x], "x86", observer, correct_bias=correct)(program)
     assert str(converted).partition("return")[0] == str(whole).partition("return")[0]
     assert torch.equal(converted(x), whole(x))
     assert str(program) == before
     assert not {observe, fake_quantize} & set(targets(converted))
-    assert converted.history[-3:] == (
+    assert converted.history[len(program.history) :] == (
         "InsertObservers(target='x86', keep_float={})",
         f"Calibrate(observer='{observer}')",
+        *(["CorrectBias(samples=32)"] if correct else []),
         "Convert(target='x86')",
     )
-    assert whole.history[-1] == f"Quantize(target='x86', observer='{observer}', keep_float={{}})"
+    assert (
+        whole.history[-1] == f"Quantize(target='x86', observer='{observer}', keep_float={{}}, correct_bias={correct})"
+    )
     assert len(whole.history) == len(program.history) + 1
 
 

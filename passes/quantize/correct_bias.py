@@ -1,0 +1,173 @@
+"""CorrectBias: shift the biases of quantized layers so that rounding leaves the mean of each channel where it was.
+
+    b_c += E[y_c] - E[y'_c]    y: the layer's output in float; y': with quantized weights and inputs
+
+(Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, the empirical
+form; as in Finkelstein et al. 2019 layer after layer, each behind the corrected ones before it.)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxopt.data import calibration_inputs
+from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
+from fxopt.graph.interpret import run, step_of
+from fxopt.graph.memory import release_memory
+from fxopt.graph.ops import fake_quantize
+from fxopt.graph.program import Program
+from fxopt.graph.quantized import is_constant
+from fxopt.graph.rewrite import Edit, argument
+from fxopt.passes.quantize.placement import WEIGHTED
+from fxopt.passes.quantize.rules import QUANTIZE_RULES
+
+SAMPLES = 32
+WORTH_IT = 0.9  # at least a tenth of the noise must go: less can be had by fitting the few samples
+Lanes = dict[fx.Node, tuple[Any, Any]]  # the value in float, and behind quantization
+
+
+@dataclass(frozen=True)
+class CorrectBias:
+    """Correct the biases of a calibrated Program (with `fake_quantize` nodes), before Convert.
+
+    - `data`: any iterable of items like the example inputs. `samples`: how many samples of it are used; they are in
+      memory together, with the values that the layer at hand needs.
+
+    A layer without a bias gets one. The corrections are kept only if they take a tenth or more of the noise out of the
+    outputs. Raises DataError for data that is empty, does not fit, or holds NaN or infinity.
+    """
+
+    data: Iterable[Any] = field(repr=False)
+    samples: int = SAMPLES
+
+    def __call__(self, program: Program) -> Program:
+        """Return the corrected Program."""
+        edit = Edit(program, by=self)
+        if not any(_is_quantized_layer(node) for node in program.graph.nodes):
+            return edit.finish()
+        items = first_samples(calibration_inputs(self.data, program), self.samples)
+        release_memory()  # of the calibration: two runs side by side need room
+        corrections, expected, corrected = _run_both_lanes(program.eval(), items)
+        release_memory()
+        plain = [value for item in items for value in run(program.eval(), item)]
+        if relative_noise(expected, corrected) > WORTH_IT * relative_noise(expected, plain):
+            edit.note("Bias correction does not bring the outputs nearer to the float ones; it is left out.")
+            return edit.finish()
+        nodes = {node.name: node for node in edit.graph.nodes}
+        for name, correction in corrections.items():
+            _shift_bias(edit, nodes[name], correction)
+        return edit.finish()
+
+
+def first_samples(items: Iterable[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
+    """Take items until they hold so many samples (the first dimension of the first input); at least one item."""
+    taken, count = [], 0
+    for item in items:
+        taken.append(item)
+        count += item[0].shape[0] if item and item[0].ndim else 1
+        if count >= samples:
+            break
+    return taken
+
+
+def _is_quantized_layer(node: fx.Node) -> bool:
+    rule = QUANTIZE_RULES.get(node.target)
+    if rule is None or rule.role not in WEIGHTED:
+        return False
+    bias = argument(node, "bias")
+    return all(_is_fake(value) for value in node.args[:2]) and (bias is None or is_constant(bias))
+
+
+def _is_fake(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.target is fake_quantize
+
+
+def _run_both_lanes(
+    program: Program, items: Sequence[tuple[Tensor, ...]]
+) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
+    """Run all items side by side, in float and behind quantization, and correct each layer as it comes.
+
+    Returns the corrections by the name of the layer, and the outputs of all items in both lanes.
+    """
+    last_read = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for source, node in last_read.items():
+        dead[node].append(source)
+    lanes: list[Lanes] = [
+        {node: (value, value) for node, value in zip(program.placeholders, item, strict=True)} for item in items
+    ]
+    corrections: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            for values in lanes:
+                values[node] = _both(program, node, values)
+            if node.op == "output":
+                break
+            if _is_quantized_layer(node):
+                corrections[node.name] = _correct(node, lanes)
+            for values in lanes:
+                for source in dead[node]:
+                    values.pop(source, None)
+    outputs = [values[program.output_node] for values in lanes]
+    return corrections, [v for left, _ in outputs for v in left], [v for _, right in outputs for v in right]
+
+
+def _both(program: Program, node: fx.Node, values: Lanes) -> tuple[Any, Any]:
+    """Compute a node in both lanes; once where nothing before it was quantized."""
+    compute = step_of(program, node).compute
+    if node.target is fake_quantize:
+        return values[node.args[0]][0], compute({source: values[source][1] for source in node.all_input_nodes})  # type: ignore[index]
+    left = compute({source: values[source][0] for source in node.all_input_nodes})
+    if all(values[source][0] is values[source][1] for source in node.all_input_nodes):
+        return left, left
+    return left, compute({source: values[source][1] for source in node.all_input_nodes})
+
+
+def _correct(node: fx.Node, lanes: Sequence[Lanes]) -> Tensor:
+    """Return a layer's mean error a channel over all items, and take it out of the quantized lane."""
+    row = INTEGER_OPS[op_of(node)]
+    assert row.channels is not None
+    axis = row.channels[1]
+    total, count = torch.zeros(()), 0
+    for left, right in (values[node] for values in lanes):
+        others = [dim for dim in range(left.ndim) if dim != left.ndim + axis]
+        total = total + (left - right).sum(others, dtype=torch.float64)
+        count += left.numel() // left.shape[axis]
+    correction = (total / max(count, 1)).float()
+    shift = correction.reshape([-1, *[1] * (-axis - 1)])
+    for values in lanes:
+        left, right = values[node]
+        values[node] = left, right + shift if left is right else right.add_(shift)
+    return correction
+
+
+def relative_noise(expected: Sequence[Any], actual: Sequence[Any]) -> float:
+    """Return the power of the error over the power of the expected values, summed over outputs."""
+    total = 0.0
+    for left, right in zip(expected, actual, strict=True):
+        if isinstance(left, Tensor) and left.is_floating_point():
+            exact, found = left.detach().double(), right.detach().double()
+            total += float((exact - found).square().sum()) / max(float(exact.square().sum()), 1e-30)
+    return total
+
+
+def _shift_bias(edit: Edit, node: fx.Node, correction: Tensor) -> None:
+    bias, weight = argument(node, "bias"), node.args[1]
+    assert isinstance(weight, fx.Node) and isinstance(weight.args[0], fx.Node)
+    if isinstance(bias, fx.Node):
+        value = edit.constant(bias)
+        assert value is not None
+        name, correction = f"{bias.target}_corrected", value.detach() + correction
+    else:
+        name = f"{weight.args[0].target}_bias"
+    stored = edit.add_constant(name, correction, before=node)
+    kwargs = {key: value for key, value in node.kwargs.items() if key != "bias"}
+    edit.update(node, (*node.args[:2], stored, *node.args[3:]), kwargs)
