@@ -144,8 +144,7 @@ def _correct(node: fx.Node, lanes: Sequence[Lanes]) -> Tensor:
     correction = (total / max(count, 1)).float()
     shift = correction.reshape([-1, *[1] * (-axis - 1)])
     for values in lanes:
-        left, right = values[node]
-        values[node] = left, right + shift if left is right else right.add_(shift)
+        values[node][1].add_(shift)
     return correction
 
 
