@@ -20,6 +20,7 @@ from fxopt.graph.verify import verify
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize
 from fxopt.passes.quantize.calibrate import BIAS_MAX, clip_is_redundant
 from fxopt.passes.quantize.observers import Observer
+from tests.conftest import Golden
 from tests.passes.quantize.nets import Branches, Encoder, Gated, Inverted, Residual, images, program_of
 
 NETS = [
@@ -243,3 +244,43 @@ def test_float_programs_claim_nothing() -> None:
     assert integer_nodes(InsertObservers()(program)) == {}
     assert integer_nodes(Calibrate([x])(InsertObservers()(program))) == {}
     assert dequantize not in targets(program)
+
+
+class Shortcut(nn.Module):
+    """A convolution, an addition that a relu follows, and a linear: each role once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.inner(x) + x)
+        y: Tensor = self.head(x.mean([2, 3]))
+        return y
+
+
+def shortcut() -> tuple[Program, Tensor]:
+    """Return a Program and data whose sums are exact in float32: the golden scales are the same on every machine."""
+    model = Shortcut()
+    for parameter in model.parameters():
+        parameter.data = torch.randint(-4, 5, parameter.shape) / 8.0
+    x = torch.randint(-8, 9, (2, 4, 6, 6)) / 4.0
+    return program_of(model, x), x
+
+
+def test_golden_insert_observers(golden: Golden) -> None:
+    program, _ = shortcut()
+    golden(program, InsertObservers()(program))
+
+
+def test_golden_calibrate(golden: Golden) -> None:
+    program, x = shortcut()
+    observed = InsertObservers()(program)
+    golden(observed, Calibrate([x], "minmax")(observed))
+
+
+def test_golden_convert(golden: Golden) -> None:
+    program, x = shortcut()
+    calibrated = Calibrate([x], "minmax")(InsertObservers()(program))
+    golden(calibrated, Convert()(calibrated))
