@@ -40,6 +40,31 @@ class Measurement:
         return None if self.baseline_seconds is None else self.baseline_seconds / self.seconds
 
 
+def race(sessions: Sequence[Session], inputs: Sequence[Tensor], seconds: float = 2.0) -> list[Measurement]:
+    """Time sessions in turn, round by round, for about `seconds` in all. The first is the baseline of the others.
+
+    All sessions must have the same number of threads. `inputs` are the tensor inputs in order.
+    """
+    threads = sessions[0].threads
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    runs = [_runner(session, inputs) for session in sessions]
+    times: list[list[float]] = [[] for _ in runs]
+    for session in sessions:  # also warms up
+        session(*inputs)
+    deadline = time.perf_counter() + seconds
+    while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 1000):
+        for run, samples in zip(runs, times, strict=True):
+            start = clock()
+            run()
+            samples.append(clock() - start)
+    medians = [statistics.median(samples) for samples in times]
+    spreads = [(high - low) / middle for low, middle, high in (statistics.quantiles(samples, n=4) for samples in times)]
+    return [
+        Measurement(median, medians[0] if place else None, len(times[0]), threads, spread)
+        for place, (median, spread) in enumerate(zip(medians, spreads, strict=True))
+    ]
+
+
 def measure(
     model: str | Path | onnx.ModelProto,
     inputs: Sequence[Tensor],
@@ -54,32 +79,21 @@ def measure(
     `inputs` are the tensor inputs in order. `spread` in the result is the distance of the quartiles over the median.
     """
     other = [Session(baseline, threads=threads)] if baseline is not None else []  # first: it is the larger one to load
-    sessions = [Session(model, threads=threads, settings=settings), *other]
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    runs = [_runner(session, inputs) for session in sessions]
-    times: list[list[float]] = [[] for _ in runs]
-    for session in sessions:  # also warms up
-        session(*inputs)
-    deadline = time.perf_counter() + seconds
-    while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 1000):
-        for run, samples in zip(runs, times, strict=True):
-            start = clock()
-            run()
-            samples.append(clock() - start)
-    medians = [statistics.median(samples) for samples in times]
-    low, _, high = statistics.quantiles(times[0], n=4)
-    return Measurement(
-        seconds=medians[0],
-        baseline_seconds=medians[1] if baseline is not None else None,
-        rounds=len(times[0]),
-        threads=threads,
-        spread=(high - low) / medians[0],
-    )
+    return race([*other, Session(model, threads=threads, settings=settings)], inputs, seconds)[-1]
 
 
 def _runner(session: Session, inputs: Sequence[Tensor]) -> Callable[[], object]:
     feeds = session.feeds(inputs)
     return lambda: session.raw.run(None, feeds)
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One node of an optimised graph: its name, its op type, and its median seconds."""
+
+    name: str
+    op: str
+    seconds: float
 
 
 def profile(
@@ -88,17 +102,21 @@ def profile(
     *,
     runs: int = 10,
     settings: Mapping[str, str] | None = None,
-) -> dict[str, float]:
-    """Return the median seconds of each node of the optimised graph, slowest first, with one thread."""
+) -> list[KernelTime]:
+    """Return the time of each node of the optimised graph, slowest first, with one thread.
+
+    The time that recording itself takes is in every figure: some microseconds.
+    """
     with tempfile.TemporaryDirectory(prefix="fxopt-profile-") as folder:
         session = Session(model, profile=Path(folder) / "run", settings=settings)
         run = _runner(session, inputs)
         for _ in range(runs):
             run()
         events = json.loads(Path(session.raw.end_profiling()).read_text())
-    samples: dict[str, list[float]] = {}
+    samples: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            samples.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] * 1e-6)
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    return dict(sorted(medians.items(), key=lambda item: -item[1]))
+            key = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+            samples.setdefault(key, []).append(event["dur"] * 1e-6)
+    times = [KernelTime(name, op, statistics.median(values)) for (name, op), values in samples.items()]
+    return sorted(times, key=lambda kernel: -kernel.seconds)

@@ -40,6 +40,7 @@ class Session:
         `settings` are session options by name; `optimized` is where to write onnxruntime's optimised graph, `profile`
         the prefix of the per-node profile.
         """
+        self.threads = threads
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = LEVELS[level]
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

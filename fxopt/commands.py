@@ -133,7 +133,9 @@ def inspect(
 def compile(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="Where to write the ONNX file.")],
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="int8, int8-dynamic or float.")] = "int8",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="int8 (best when timed), int8-static, int8-dynamic, float.")
+    ] = "int8",
     calibration: Annotated[
         str | None, typer.Option(metavar="DATA", help="Inputs for int8: .npz, .npy, module:function, file.py:function.")
     ] = None,
@@ -249,9 +251,10 @@ def bench(
     with display.progress() as stage:
         stage("measure")
         result = measure(onnx_file, inputs, baseline=baseline, threads=threads, seconds=seconds, settings=settings)
-        slowest = profile(onnx_file, inputs, settings=settings) if nodes else {}
+        slowest = profile(onnx_file, inputs, settings=settings) if nodes else []
     if json:
-        display.show_json(plain({**asdict(result), "speedup": result.speedup, **({"nodes": slowest} if nodes else {})}))
+        kernels = {"nodes": [asdict(kernel) for kernel in slowest]} if nodes else {}
+        display.show_json(plain({**asdict(result), "speedup": result.speedup, **kernels}))
         return
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in zip(session.inputs, inputs, strict=True))
     display.show(f"inputs: {shapes}", display.bench_table(str(onnx_file), str(baseline) if baseline else None, result))

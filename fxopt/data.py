@@ -48,6 +48,17 @@ def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tu
         raise DataError("The calibration data is empty; give at least one item shaped like the example inputs.")
 
 
+def first_samples(items: Iterable[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
+    """Take items until they hold so many samples (the first dimension of the first input); at least one item."""
+    taken, count = [], 0
+    for item in items:
+        taken.append(item)
+        count += item[0].shape[0] if item and item[0].ndim else 1
+        if count >= samples:
+            break
+    return taken
+
+
 @dataclass(frozen=True)
 class CalibrationData:
     """Calibration data for a Program, checked as it streams by, that can be read more than once.

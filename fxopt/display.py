@@ -18,14 +18,16 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from fxopt.compile import Progress
 from fxopt.export.compare import OutputError
-from fxopt.export.measure import Measurement
+from fxopt.export.measure import KernelTime, Measurement
 from fxopt.export.validate import Validation
+from fxopt.job import Progress
 from fxopt.report import Report
 from fxopt.summary import (
+    CANDIDATE_HEADINGS,
     ERROR_HEADINGS,
     bytes_text,
+    candidate_rows,
     census_rows,
     count_text,
     error_cells,
@@ -96,6 +98,8 @@ def report_parts(report: Report) -> Iterator[RenderableType]:
     title = Text.assemble((report.model, "bold"), f"  {report.recipe}, target {report.target}, opset {report.opset}")
     yield Padding(title, (1, 0, 0, 0))
     yield _figures(report)
+    if report.candidates:
+        yield _rows("What was tried", CANDIDATE_HEADINGS, candidate_rows(report))
     if is_compressed(report):
         yield errors_table("Against the float model", report.differences)
     yield errors_table("The file in onnxruntime against the compiled graph", report.proof)
@@ -117,9 +121,13 @@ def _figures(report: Report) -> Table:
 
 def errors_table(title: str, errors: Iterable[OutputError]) -> Table:
     """Return one row an output: largest error, SQNR, agreement."""
-    table = _table(title, ERROR_HEADINGS)
-    for error in errors:
-        table.add_row(*map(Text, error_cells(error)))
+    return _rows(title, ERROR_HEADINGS, map(error_cells, errors))
+
+
+def _rows(title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = _table(title, headings)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -205,12 +213,13 @@ def bench_table(model: str, baseline: str | None, result: Measurement) -> Table:
     return table
 
 
-def profile_table(seconds: Mapping[str, float], shown: int = 20) -> Table:
+def profile_table(kernels: Sequence[KernelTime], shown: int = 20) -> Table:
     """Return the slowest nodes of the optimised graph and their share of the time."""
-    table = _table(f"The slowest of {len(seconds)} nodes", ("node", "median", "share"))
-    total = sum(seconds.values()) or 1.0
-    for name, value in list(seconds.items())[:shown]:
-        table.add_row(Text(name), seconds_text(value), f"{100 * value / total:.1f} %")
+    table = _table(f"The slowest of {len(kernels)} nodes", ("node", "kernel", "median", "share"))
+    total = sum(kernel.seconds for kernel in kernels) or 1.0
+    for kernel in kernels[:shown]:
+        share = f"{100 * kernel.seconds / total:.1f} %"
+        table.add_row(Text(kernel.name), Text(kernel.op), seconds_text(kernel.seconds), share)
     return table
 
 

@@ -10,8 +10,10 @@ from fxopt.errors import ModelError
 from fxopt.options import write_text
 from fxopt.report import Report
 from fxopt.summary import (
+    CANDIDATE_HEADINGS,
     ERROR_HEADINGS,
     bytes_text,
+    candidate_rows,
     census_rows,
     error_cells,
     float_reasons,
@@ -59,6 +61,8 @@ def html(report: Report) -> str:
         compressed=is_compressed(report),
         summary=summary_rows(report),
         charts=comparison_charts(report),
+        candidates=candidate_rows(report),
+        candidate_headings=CANDIDATE_HEADINGS,
         error_headings=ERROR_HEADINGS,
         differences=[error_cells(error) for error in report.differences],
         proof=[error_cells(error) for error in report.proof],

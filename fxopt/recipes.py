@@ -1,12 +1,14 @@
-"""The named recipes of compile() that quantize: each says what stays float and makes the quantized Program."""
+"""The named recipes of compile() that quantize: each is one or more ways of making a quantized Program."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
+from fxopt.graph.quantized import integer_nodes
 from fxopt.passes.quantize import Quantize, QuantizeDynamic, place
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.target import Target
@@ -14,9 +16,29 @@ from fxopt.target import Target
 # Of the nodes to keep float, with reasons: why each float node stays float, and the quantized Program.
 Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
+NAMES = ("float", "int8", "int8-static", "int8-dynamic")
+NEED_DATA = ("int8", "int8-static")
+# Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
+DYNAMIC_SHARE = 0.1
+
+
+def quantizations(
+    recipe: str, baseline: Program, target: Target, data: Iterable[Any], choice: bool = True
+) -> dict[str, Quantization]:
+    """Return the ways that a recipe has of quantizing a Program, by name, the usual one first.
+
+    Without a `choice`, because nothing will be measured, it is that one alone.
+    """
+    if recipe == "int8-dynamic":
+        return {"dynamic": dynamic_int8(baseline)}
+    result = {"static": static_int8(baseline, target, data)}
+    if recipe == "int8" and choice and _dynamic_share(baseline) >= DYNAMIC_SHARE:
+        result["mixed"] = mixed_int8(baseline, target, data)
+    return result
+
 
 def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
-    """Return the recipe "int8": calibrated ranges, for all that the target runs in integers."""
+    """Quantize with calibrated ranges all that the target runs in integers."""
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         reasons = place(baseline, target, kept).float_reasons
@@ -26,9 +48,30 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quant
 
 
 def dynamic_int8(baseline: Program) -> Quantization:
-    """Return the recipe "int8-dynamic": linears, with ranges taken anew on every run."""
+    """Quantize linears, with ranges taken anew on every run."""
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         return dynamic_float_reasons(baseline, kept), Pipeline((QuantizeDynamic(kept),))(baseline)
 
     return quantize
+
+
+def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
+    """Quantize linears with ranges taken on every run, and with calibrated ranges the rest that the target runs."""
+    dynamic = dict.fromkeys(integer_nodes(QuantizeDynamic()(baseline)), "its range is taken on every run")
+
+    def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
+        static = place(baseline, target, {**kept, **dynamic}).float_reasons
+        reasons = {name: reason for name, reason in static.items() if name not in dynamic or name in kept}
+        again = {name: reason for name, reason in kept.items() if name in dynamic}
+        steps = (Quantize(data, target=target.name, keep_float={**kept, **dynamic}), QuantizeDynamic(again))
+        return {**reasons, **dynamic_float_reasons(baseline, kept)}, Pipeline(steps)(baseline)
+
+    return quantize
+
+
+def _dynamic_share(baseline: Program) -> float:
+    """Return the share of the multiply-accumulates in layers that can have dynamic ranges."""
+    dynamic = integer_nodes(QuantizeDynamic()(baseline))
+    counts = macs_by_node(baseline)
+    return sum(counts.get(name, 0) for name in dynamic) / max(sum(counts.values()), 1)

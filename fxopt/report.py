@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxopt.choose import Candidate
 from fxopt.export.census import Census
 from fxopt.export.compare import OutputError
 from fxopt.export.measure import Measurement
@@ -29,6 +30,7 @@ class Report:
 
     - `baseline`, `result`: figures of the float model and of the compiled one.
     - `latency`: interleaved times of both (None with measure=False). `differences`: per output, compiled against float.
+    - `candidates`: what was timed for the choice; `is_float`: whether float was better than all of them, or asked for.
     - `proof`: per output, onnxruntime against the Program. `census`: the kernels that really run.
     - `float_reasons`: nodes that could be integer and stayed float, with the reason.
     - `delegated`: ops that torch.onnx translated. `seconds`: time a stage took. `notes`: what the user should know.
@@ -45,6 +47,8 @@ class Report:
     differences: tuple[OutputError, ...]
     proof: tuple[OutputError, ...]
     census: Census
+    is_float: bool = False
+    candidates: tuple[Candidate, ...] = ()
     latency: Measurement | None = None
     float_reasons: Mapping[str, str] = field(default_factory=dict)
     delegated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -58,6 +62,8 @@ class Report:
         assert isinstance(data, dict)
         if self.latency is not None:
             data["latency"]["speedup"] = self.latency.speedup
+        for entry, candidate in zip(data["candidates"], self.candidates, strict=True):
+            entry["latency"]["speedup"] = candidate.latency.speedup
         data["census"]["integer_kernels"] = self.census.integer_kernels
         return data
 

@@ -58,7 +58,7 @@ def _row(label: str, text: Callable[[float], str], before: float, after: float, 
 
 def is_compressed(report: Report) -> bool:
     """Say whether the result is another model than the float baseline."""
-    return report.recipe != "float"
+    return not report.is_float
 
 
 def census_rows(report: Report) -> list[tuple[str, str]]:
@@ -76,6 +76,16 @@ def census_rows(report: Report) -> list[tuple[str, str]]:
         ops = ", ".join(f"{op} ({len(nodes)})" for op, nodes in report.delegated.items())
         rows.append(("ops translated by torch.onnx", ops))
     return rows
+
+
+CANDIDATE_HEADINGS = ("tried", "against float", "latency", "SQNR")
+
+
+def candidate_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Return what was timed for the choice: name, speed against float, latency, and the SQNR of the outputs."""
+    return [
+        (c.name, f"{c.speedup:.2f}x", seconds_text(c.latency.seconds), f"{c.sqnr:.1f} dB") for c in report.candidates
+    ]
 
 
 def float_reasons(reasons: Mapping[str, str]) -> list[Reason]:

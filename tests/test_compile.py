@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import fxopt
 from fxopt import passes
+from fxopt.choose import Candidate
 from fxopt.errors import ModelError, PassError, ValidationError
+from fxopt.export.measure import Measurement
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.ops import quantize
@@ -37,6 +39,7 @@ class Small(nn.Module):
 
 # the module: its name in the package is that of the function
 COMPILE = sys.modules["fxopt.compile"]
+JOB = sys.modules["fxopt.job"]
 X = torch.randn(4, 4, 10, 10, generator=torch.Generator().manual_seed(1))
 
 
@@ -57,6 +60,7 @@ def result(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> fxopt.
     found = fxopt.compile(
         model,
         X[:1],
+        recipe="int8-static",
         calibration=[X],
         target="x86",
         dynamic="batch",
@@ -81,7 +85,7 @@ def test_the_model_is_left_as_it_was(model: nn.Module, result: fxopt.Result) -> 
 
 def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None:
     report = result.report
-    assert report.target == "x86" and report.recipe == "int8"
+    assert report.target == "x86" and report.recipe == "int8-static"
     assert report.baseline.metric == report.result.metric == 4.0
     assert report.latency is not None and report.latency.speedup is not None
     assert report.census.kernels["QLinearConv"] == 2 and not report.census.unfused
@@ -94,6 +98,51 @@ def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
     assert result.validation.ok
     assert any(node.target is quantize for node in result.program.graph.nodes)
     assert result.report.history[-1].startswith("Quantize(")
+
+
+class Tokens(nn.Module):
+    """Embedded tokens through linears: what can have dynamic ranges as well as static ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64), nn.LayerNorm(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+@pytest.mark.parametrize(("speeds", "expected"), [((1.5, 1.6), "static"), ((1.5, 1.9), "mixed"), ((0.9, 0.8), "float")])
+def test_int8_is_what_was_best_when_timed(
+    speeds: tuple[float, float], expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Everything but the clock is real: what is chosen has the kernels of its kind, and a proof of its own."""
+
+    def timed(files: dict[str, Path], baseline: Path, *rest: Any) -> list[Candidate]:
+        assert list(files) == ["static", "mixed"] and baseline.is_file()
+        return [
+            Candidate(name, Measurement(1 / speed, 1.0, 5, 1, 0.0), sqnr)
+            for name, speed, sqnr in zip(files, speeds, (30.0, 25.0), strict=True)
+        ]
+
+    monkeypatch.setattr(COMPILE, "try_candidates", timed)
+    x = torch.randn(4, 7, 64)
+    found = fxopt.compile(Tokens(), x, calibration=[x], target="x86", dynamic="batch", output=tmp_path / "m.onnx")
+    kernels = found.report.census.kernels
+    kind = {"static": "MatMulIntegerToFloat", "mixed": "DynamicQuantizeMatMul", "float": "MatMul"}
+    assert kernels.get(kind[expected]) == 2 or (expected == "float" and found.report.census.integer_kernels == 0)
+    assert found.validation.ok and found.report.is_float == (expected == "float")
+    assert found.report.notes[0].startswith("Tried static ") and expected in found.report.notes[0]
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]
+    json.dumps(found.report.to_dict(), allow_nan=False)
+
+
+def test_the_race_of_int8_is_a_real_one(model: nn.Module) -> None:
+    found = fxopt.compile(model, X[:1], calibration=[X], target="x86", dynamic="batch")
+    (candidate,) = found.report.candidates
+    assert candidate.name == "static" and candidate.sqnr > 20
+    assert candidate.latency.seconds > 0 and candidate.latency.rounds >= 5
+    assert found.report.is_float == (candidate.speedup * 1.03 < 1)
 
 
 def test_a_program_can_be_compiled_and_loaded_again(model: nn.Module, tmp_path: Path) -> None:
@@ -126,7 +175,7 @@ def test_a_recipe_can_be_a_list_of_passes(model: nn.Module) -> None:
 
 def test_what_onnxruntime_does_not_fuse_goes_back_to_float(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A census that finds an unfused node once: the node must be float in the next round, and the reason kept."""
-    real, rounds = COMPILE.validate, []
+    real, rounds = JOB.validate, []
 
     def once_unfused(*args: Any, **kwargs: Any) -> Any:
         found = real(*args, **kwargs)
@@ -135,7 +184,7 @@ def test_what_onnxruntime_does_not_fuse_goes_back_to_float(model: nn.Module, mon
             return found
         return replace(found, census=replace(found.census, unfused={"conv2d_1": "FusedConv"}), failures=("unfused",))
 
-    monkeypatch.setattr(COMPILE, "validate", once_unfused)
+    monkeypatch.setattr(JOB, "validate", once_unfused)
     found = fxopt.compile(model, X, calibration=[X], target="x86", measure=False)
     assert len(rounds) == 2
     assert "FusedConv" in found.report.float_reasons["conv2d_1"]
@@ -156,9 +205,7 @@ def test_nothing_is_written_when_the_proof_fails(
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
 
-    monkeypatch.setattr(
-        COMPILE, "to_onnx", lambda program, path, **options: to_onnx(_shifted(program), path, **options)
-    )
+    monkeypatch.setattr(JOB, "to_onnx", lambda program, path, **options: to_onnx(_shifted(program), path, **options))
     with pytest.raises(ValidationError, match=r"not proved[\s\S]*'logits' differs"):
         fxopt.compile(model, X[:1], recipe="float", output=path, measure=False)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxopt.data import CalibrationData, calibration_inputs, import_attribute
+from fxopt.data import CalibrationData, calibration_inputs, first_samples, import_attribute
 from fxopt.errors import DataError, FxoptError, ModelError
 from fxopt.graph.capture import capture
 from fxopt.graph.program import Program
@@ -202,3 +202,10 @@ def test_an_attribute_that_does_not_exist() -> None:
         import_attribute("fxopt.demo:model_demo")
     with pytest.raises(ModelError, match="not of the form"):
         import_attribute("demo_model")
+
+
+def test_only_as_many_samples_as_asked_for_are_taken() -> None:
+    items = [(torch.zeros(4, 3),) for _ in range(10)]
+    assert len(first_samples(items, 9)) == 3
+    assert len(first_samples(items, 1)) == 1
+    assert first_samples([], 5) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fxopt.choose import Candidate
 from fxopt.errors import ExportError
 from fxopt.export.census import Census
 from fxopt.export.compare import OutputError
@@ -28,6 +29,7 @@ REPORT = Report(
     differences=(OutputError("logits", 0.2, 0.01, 33.1, 0.98),),
     proof=(OutputError("logits", 0.0, 0.0, math.inf, 1.0),),
     census=Census({"QLinearConv": 20, "QLinearAdd": 8, "Gemm": 1}, {"conv": "QLinearConv"}, float_compute=("fc",)),
+    candidates=(Candidate("static", Measurement(0.0125, 0.03, 61, 1, 0.034), 33.14),),
     latency=Measurement(0.0125, 0.03, 61, 1, 0.034),
     float_reasons={"fc": "it is <small>", "mul": "no integer kernel", "mul_1": "no integer kernel"},
     delegated={"aten.roll.default": ("roll", "roll_1")},
@@ -82,13 +84,16 @@ def test_nothing_of_the_model_is_markup_and_nothing_is_fetched() -> None:
     assert set(page.tags).isdisjoint({"script", "link", "img", "iframe", "object", "form"})
     assert page.text.count("<script>alert(1)</script>") == 2  # title and heading, as text
     assert "it is <small>" in page.text
+    assert "What was tried" in page.text and "2.40x" in page.text and "33.1 dB" in page.text
     assert page.addresses == []
     assert not re.search(r"url\(|@import|https?://", text)
 
 
 def test_a_float_report_has_no_comparison() -> None:
     figures = ModelFigures(1000, 10, 20)
-    report = replace(REPORT, recipe="float", baseline=figures, result=figures, differences=(), float_reasons={})
+    report = replace(
+        REPORT, recipe="float", is_float=True, baseline=figures, result=figures, differences=(), float_reasons={}
+    )
     text = Page(html(replace(report, latency=None, delegated={}, history=(), notes=()))).text
     assert "Output errors" not in text
     assert "What stayed float" not in text

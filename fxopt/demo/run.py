@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fxopt.compile import Progress, Result
+from fxopt.compile import Result
 from fxopt.compile import compile as compile_model
 from fxopt.demo import demo_data, demo_model
 from fxopt.errors import ExportError
 from fxopt.html import write_html
+from fxopt.job import Progress
 from fxopt.options import write_text
 
 BATCH = 50

@@ -86,9 +86,14 @@ COST_RULES: dict[Any, Callable[[fx.Node], int]] = {
 }
 
 
+def macs_by_node(program: Program) -> dict[str, int]:
+    """Count the multiply-accumulate operations of each node that has any, at the sizes of the captured example."""
+    return {node.name: COST_RULES[node.target](node) for node in program.graph.nodes if node.target in COST_RULES}
+
+
 def macs(program: Program) -> int:
     """Count the multiply-accumulate operations of one call, at the sizes of the captured example."""
-    return sum(COST_RULES[node.target](node) for node in program.graph.nodes if node.target in COST_RULES)
+    return sum(macs_by_node(program).values())
 
 
 def macs_per_sample(program: Program) -> int:

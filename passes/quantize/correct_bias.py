@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.data import calibration_inputs
+from fxopt.data import calibration_inputs, first_samples
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
 from fxopt.graph.interpret import run, step_of
 from fxopt.graph.memory import release_memory
@@ -63,17 +63,6 @@ class CorrectBias:
         for name, correction in corrections.items():
             _shift_bias(edit, nodes[name], correction)
         return edit.finish()
-
-
-def first_samples(items: Iterable[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
-    """Take items until they hold so many samples (the first dimension of the first input); at least one item."""
-    taken, count = [], 0
-    for item in items:
-        taken.append(item)
-        count += item[0].shape[0] if item and item[0].ndim else 1
-        if count >= samples:
-            break
-    return taken
 
 
 def _is_quantized_layer(node: fx.Node) -> bool:

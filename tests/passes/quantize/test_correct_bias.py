@@ -12,7 +12,7 @@ from fxopt.graph.interpret import node_values, run, sqnr
 from fxopt.graph.program import Program
 from fxopt.graph.verify import verify
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize
-from fxopt.passes.quantize.correct_bias import first_samples, relative_noise
+from fxopt.passes.quantize.correct_bias import relative_noise
 from tests.passes.quantize.nets import Encoder, Inverted, Residual, images, program_of
 
 
@@ -112,13 +112,6 @@ def test_quantize_corrects_on_request_and_reads_a_stream_once() -> None:
     corrected = Quantize(stream(), correct_bias=True)(program)  # type: ignore[arg-type]
     assert len(reads) == 4
     assert sqnr(program(x), corrected(x)) > sqnr(program(x), plain(x)) + 1
-
-
-def test_only_as_many_samples_as_asked_for_are_taken() -> None:
-    items = [(torch.zeros(4, 3),) for _ in range(10)]
-    assert len(first_samples(items, 9)) == 3
-    assert len(first_samples(items, 1)) == 1
-    assert first_samples([], 5) == []
 
 
 def test_empty_data_is_an_error() -> None:

@@ -1,0 +1,94 @@
+"""The choice among candidates: every way of quantizing is timed against float, and the best one is taken.
+
+Not slower than float comes first, then speed, and of what is about equally fast the most exact is the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fxopt.export.measure import Measurement, race
+from fxopt.export.session import Session
+
+FLOAT = "float"
+NOISE = 1.03  # times of one file differ by so much from run to run
+MARGIN = 1.10  # what is faster by less gives way to what is more exact
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compile the model.
+
+    - `latency`: its time in turn with the float model's. `sqnr`: of its outputs against the float model's, in dB, over
+      the first SAMPLES calibration samples, the worst output counting.
+    """
+
+    name: str
+    latency: Measurement
+    sqnr: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than float."""
+        return self.latency.speedup or 1.0
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the best candidate, or None if float is better than all of them."""
+    fit = [candidate for candidate in candidates if candidate.speedup * NOISE >= 1]
+    if not fit:
+        return None
+    fastest = max(candidate.speedup for candidate in fit)
+    near = [candidate for candidate in fit if candidate.speedup * MARGIN >= fastest]
+    return max(near, key=lambda candidate: (candidate.sqnr, candidate.speedup))
+
+
+def try_candidates(
+    files: Mapping[str, Path],
+    baseline: Path,
+    inputs: tuple[Tensor, ...],
+    samples: Sequence[tuple[Tensor, ...]],
+    settings: Mapping[str, str],
+) -> list[Candidate]:
+    """Time the files in turn with the baseline's, and compare their outputs with its outputs on the samples."""
+    sessions = [Session(baseline), *(Session(path, settings=settings) for path in files.values())]
+    _, *latencies = race(sessions, inputs, seconds=1.0 + len(files))
+    expected = [sessions[0](*item) for item in samples]
+    return [
+        Candidate(name, latency, _worst_sqnr(expected, (session(*item) for item in samples)))
+        for name, latency, session in zip(files, latencies, sessions[1:], strict=True)
+    ]
+
+
+def _worst_sqnr(expected: Iterable[Sequence[Tensor]], actual: Iterable[Sequence[Tensor]]) -> float:
+    """Return the least SQNR over outputs, each over all samples at once."""
+    power: dict[int, float] = {}
+    noise: dict[int, float] = {}
+    for left, right in zip(expected, actual, strict=True):
+        for place, (reference, value) in enumerate(zip(left, right, strict=True)):
+            if reference.is_floating_point():
+                power[place] = power.get(place, 0.0) + float(reference.double().square().sum())
+                noise[place] = noise.get(place, 0.0) + float((reference.double() - value.double()).square().sum())
+    ratios = [power[place] / noise[place] if noise[place] else math.inf for place in power]
+    return min((10 * math.log10(ratio) if ratio > 0 else -math.inf for ratio in ratios), default=math.inf)
+
+
+def explain(candidates: Sequence[Candidate], chosen: Candidate | None) -> list[str]:
+    """Say in a note what was tried and why the choice fell as it did; nothing if nothing was tried."""
+    if not candidates:
+        return []
+    tried = "; ".join(f"{c.name} {c.speedup:.2f}x as fast as float, {c.sqnr:.1f} dB" for c in candidates)
+    others = [c for c in candidates if c is not chosen]
+    if chosen is None:
+        reason = "none is as fast as float on this machine, so the model stays float"
+    elif all(c.speedup <= chosen.speedup for c in others):
+        reason = f"{chosen.name} is the fastest" if others else f"{chosen.name} is not slower than float"
+    else:
+        reason = f"{chosen.name} is about as fast as any and the most exact"
+    return [f"Tried {tried}: {reason}."]

@@ -1,0 +1,66 @@
+"""The choice among candidates, by hand-made times and errors, and the error of real files by hand-computed values."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxopt.choose import Candidate, choose, explain, try_candidates
+from fxopt.export.measure import Measurement
+from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.capture import capture
+
+
+def candidate(name: str, speedup: float, sqnr: float) -> Candidate:
+    return Candidate(name, Measurement(1.0, speedup, 9, 1, 0.0), sqnr)
+
+
+CASES = {
+    "the only one, faster": ([("static", 2.0, 20.0)], "static"),
+    "the only one, slower": ([("static", 0.9, 20.0)], None),
+    "as fast as float but for noise: smaller wins": ([("static", 0.98, 20.0)], "static"),
+    "much faster beats more exact": ([("static", 2.0, 15.0), ("mixed", 1.5, 30.0)], "static"),
+    "about as fast and more exact": ([("static", 2.13, 14.7), ("mixed", 2.10, 16.4)], "mixed"),
+    "slower than float does not count, however exact": ([("static", 1.2, 10.0), ("mixed", 0.8, 50.0)], "static"),
+    "equally exact: the faster": ([("static", 1.50, 20.0), ("mixed", 1.55, 20.0)], "mixed"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_choose(case: str) -> None:
+    rows, expected = CASES[case]
+    chosen = choose([candidate(*row) for row in rows])
+    assert (chosen.name if chosen else None) == expected
+
+
+def test_the_explanation_names_what_was_tried() -> None:
+    static, mixed = candidate("static", 2.13, 14.7), candidate("mixed", 2.10, 16.4)
+    assert explain([], None) == []
+    (line,) = explain([static, mixed], mixed)
+    assert line == (
+        "Tried static 2.13x as fast as float, 14.7 dB; mixed 2.10x as fast as float, 16.4 dB: "
+        "mixed is about as fast as any and the most exact."
+    )
+    (line,) = explain([candidate("static", 0.5, 9.0)], None)
+    assert "stays float" in line
+
+
+def test_the_error_is_that_of_the_worst_output_over_all_samples(tmp_path: Path) -> None:
+    """A second output of a twentieth more has an error power of 1/400: 26 dB."""
+
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * 3, x * self.factor
+
+    x = torch.randn(2, 5)
+    for name, factor in (("float", 1.0), ("other", 1.05)):
+        to_onnx(capture(Scaled(factor), x, dynamic="batch"), tmp_path / name)
+    samples = [(torch.randn(3, 5),), (torch.randn(1, 5),)]
+    (found,) = try_candidates({"other": tmp_path / "other"}, tmp_path / "float", (x,), samples, {})
+    assert found.sqnr == pytest.approx(26.02, abs=0.01)
+    assert found.latency.rounds >= 5 and found.latency.baseline_seconds is not None
