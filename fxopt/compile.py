@@ -20,7 +20,7 @@ from fxopt.check_capture import check_capture
 from fxopt.choose import SAMPLES, Candidate, choose, explain, try_candidates
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples
 from fxopt.errors import ExportError, ModelError, TargetError
-from fxopt.export.measure import measure
+from fxopt.export.measure import measure, profile
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.validate import Validation
 from fxopt.graph.capture import Dynamic, call_of, capture
@@ -30,10 +30,12 @@ from fxopt.graph.quantized import integer_nodes
 from fxopt.job import Job, Progress, Proved, prove, prove_quantized, silent
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.passes.cleanup import CLEANUP
-from fxopt.recipes import NAMES, NEED_DATA, quantizations
+from fxopt.passes.quantize import place
+from fxopt.recipes import NAMES, NEED_DATA, Quantization, quantizations
 from fxopt.reference import Reference, figures_of, reference_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, Target, find_target
+from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
 
 Recipe = Literal["float", "int8", "int8-static", "int8-dynamic"] | Pipeline | Sequence[Pass]
 
@@ -188,6 +190,7 @@ def _compile(
     if recipe != "int8" or not timed:
         return _Choice(next(iter(tried.values())), reference)
     samples = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
+    tried |= _without_losers(job, tried["static"], ways["static"], baseline, reference, inputs)
     del baseline, ways, data  # runtimes now load all files, beside all that is still here
     with job.stage("measure"):
         files = {name: proved.path for name, proved in tried.items()}
@@ -199,6 +202,25 @@ def _compile(
     integer = integer_nodes(next(iter(tried.values())).program)
     proved = prove(job, "float", baseline, inputs, dict.fromkeys(integer, "the model is not faster in integers"))
     return _Choice(proved, reference_of(job, baseline, inputs, proved), candidates)
+
+
+def _without_losers(
+    job: Job,
+    static: Proved,
+    quantize: Quantization,
+    baseline: Program,
+    reference: Reference,
+    inputs: tuple[Tensor, ...],
+) -> dict[str, Proved]:
+    """Try the static candidate without the nodes that profiles show to be slower in integers, if that saves enough."""
+    settings = job.target.session
+    with job.stage("measure"):
+        profiles = profile(reference.path, inputs), profile(static.path, inputs, settings=settings)
+        placement = place(baseline, job.target, static.kept)
+        losers = slower_in_integers(baseline, placement, node_times(baseline, *profiles))
+    if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):
+        return {}
+    return {"timed": prove_quantized(job, "timed", quantize, inputs, {**static.kept, **losers.reasons})}
 
 
 def _report(job: Job, choice: _Choice, inputs: tuple[Tensor, ...], title: str, recipe: Recipe, timed: bool) -> Report:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx
-from torch import SymInt, fx
+from torch import fx
 
 from fxopt.export.measure import KernelTime
 from fxopt.graph.program import Program
@@ -28,6 +28,8 @@ LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput")
 # The price of a quantization or dequantization, in seconds an element and a call. It need not be exact: the whole
 # model is timed before anything is decided.
 ELEMENT, CALL = 0.6e-9, 2e-6
+# Another candidate costs another emission and proof: a saving below this share is left alone.
+WORTH_A_TRY = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,15 @@ def slower_in_integers(program: Program, placement: Placement, times: Mapping[st
     least, kept = cut.solve()
     reasons = {}
     for name in sorted(kept):
-        if placement.integer[name] is Role.SHARE:
-            continue
         left, right = cut.seconds(name)
         verdict = "" if right > left else ", and conversions around it cost more than that"
         reasons[name] = f"measured: {right * 1e6:.0f} µs in integers, {left * 1e6:.0f} µs in float{verdict}"
-    return Losers(reasons, 1 - least / cut.placed if reasons else 0.0)
+    return Losers(reasons, 1 - least / cut.placed if cut.placed else 0.0)
+
+
+def compute_nodes(placement: Placement) -> set[str]:
+    """Return the integer nodes that compute something."""
+    return {name for name, role in placement.integer.items() if role is not Role.SHARE}
 
 
 class _Cut:
@@ -112,6 +117,7 @@ class _Cut:
         self.times = times
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.graph = networkx.DiGraph()
+        self.graph.add_nodes_from(("integer", "float", *placement.integer))
         self.placed = 0.0  # the cost of the placement as it is: the cut that has all its nodes on the integer side
         for name in placement.integer:
             left, right = self.seconds(name)
@@ -166,8 +172,6 @@ class _Cut:
 
     def solve(self) -> tuple[float, set[str]]:
         """Return the least cost and the nodes of the placement that are float there."""
-        if not {"integer", "float"} <= set(self.graph.nodes):
-            return 0.0, set()
         least, (_, far) = networkx.minimum_cut(self.graph, "integer", "float")
         return least, {name for name in far if name in self.placement.integer}
 
