@@ -11,6 +11,8 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from fxopt.errors import TargetError, where
+from fxopt.export.shift_weights import shift_weight
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import INTEGER_KINDS, is_dequantized, is_dequantized_weight, matmul_integer_to_float
@@ -33,10 +35,13 @@ def lower(program: Program, target: Target) -> Program:
       above two dimensions, a matrix product and a bias of the same rank: a one-dimensional bias would be merged into
       a Gemm that runs in float.
     - A convolution whose input channels the target wants padded reads its quantized input with zeros appended.
+    - A convolution that the target runs faster as a matrix product has weights with a zero point.
     - A mean over height and width becomes a global average pool and a reshape.
     - A padding of integers is left to the convolution that reads it, or pads the integers themselves.
     - A float layer after a dequantize reads one along the channels, all with the same scale. Between scalar ones,
       onnxruntime would quantize the float weight itself, with one scale for all channels.
+
+    Raises TargetError for integer weights beyond what the target's kernels are exact for.
     """
     if not any(node.target is dequantize for node in program.graph.nodes):
         return program
@@ -54,14 +59,30 @@ def _lower_node(edit: Edit, node: fx.Node, target: Target) -> None:
     elif not is_dequantized(node.args[0]):
         return
     elif kind == "linear":
+        _check_weight(edit, node, target)
         _lower_linear(edit, node, target)
     elif kind == "conv":
+        _check_weight(edit, node, target)
         _pad_input(edit, node, target)
+        shift_weight(edit, node, target)
     elif node.users and all(user.target is quantize for user in node.users):
         if node.target is aten.mean.dim:
             _lower_mean(edit, node)
         elif node.target is aten.pad.default:
             _lower_pad(edit, node)
+
+
+def _check_weight(edit: Edit, node: fx.Node, target: Target) -> None:
+    stored = edit.constant(_node(node.args[1]).args[0])
+    assert stored is not None
+    if target.weight_max == torch.iinfo(stored.dtype).max or not stored.numel():
+        return
+    largest = max(abs(int(end)) for end in torch.aminmax(stored))
+    if largest > target.weight_max:
+        raise TargetError(
+            f"{where(node)} has integer weights up to {largest}; kernels of target '{target.name}' are exact up to "
+            f"±{target.weight_max}. Quantize with target='{target.name}' too."
+        )
 
 
 def _lower_linear(edit: Edit, node: fx.Node, target: Target) -> None:

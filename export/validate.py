@@ -2,11 +2,13 @@
 
 1. The checker with full shape inference. 2. onnxruntime loads it with all optimisations and with none. 3. Every output
 agrees with the Program at every optimisation level, with one and two threads, and at other sizes of the dynamic
-dimensions. 4. The census: what claims to be integer is. On a numeric failure the first node that differs is named.
+dimensions. 4. The census: what claims to be integer is. 5. A target with kernels of its own for integers that another
+target has too gives the very same outputs. On a numeric failure the first node that differs is named.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +23,10 @@ from fxopt.export.compare import OutputError, compare_outputs
 from fxopt.export.judge import Judge
 from fxopt.export.session import Level, Session
 from fxopt.export.sweep import Run, sweep_inputs
+from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
-from fxopt.target import Target, find_target
+from fxopt.target import TARGETS, Target, find_target
 
 # What a file is loaded with, one after the other: a title, the optimisation level, and the number of threads.
 SESSIONS: tuple[tuple[str, Level, int], ...] = (
@@ -119,6 +122,10 @@ class _Proof:
         for title, level, threads in SESSIONS:
             different = self._compare_all(judge, title, level, threads) or different
         node = self._bisect(different) if different is not None else None
+        checks = [title for title, _, _ in SESSIONS]
+        if "conv" in self.claimed.values() and self.target.same_as is not None:
+            checks.append(f"the same outputs as with target {self.target.same_as}")
+            self._compare_kernels(self.target.same_as, runs)
         census = self._take_census()
         return Validation(
             failures=tuple(self.failures),
@@ -129,7 +136,7 @@ class _Proof:
             skipped=tuple(skipped),
             notes=tuple(dict.fromkeys(judge.notes)),
             first_difference=node,
-            checks=("checker and shape inference", *(title for title, _, _ in SESSIONS)),
+            checks=("checker and shape inference", *checks),
         )
 
     def _check_model(self) -> None:
@@ -164,6 +171,28 @@ class _Proof:
                 self.failures.append(f"{title}, {run.label}: output '{result.name}' differs: {_figures(result)}")
         return good
 
+    def _compare_kernels(self, other: str, runs: Sequence[Run]) -> None:
+        """Run the Program as emitted for another target too: other kernels, the same integers, the same outputs."""
+        imports = onnx.load(self.model, load_external_data=False).opset_import
+        opset = next(int(entry.version) for entry in imports if entry.domain == "")
+        try:
+            with tempfile.TemporaryDirectory(prefix="fxopt-validate-") as folder:
+                path = Path(folder) / "model.onnx"
+                to_onnx(self.program, path, target=other, opset=opset)
+                expected = _outputs_of_runs(str(path), TARGETS[other], runs)
+            actual = _outputs_of_runs(self.model, self.target, runs)
+        except ValidationError as error:
+            self.failures.append(f"target {self.target.name} beside {other}: {error}")
+            return
+        names = [spec.name for spec in self.program.outputs if spec is not None]
+        for run, left, right in zip(runs, expected, actual, strict=True):
+            for result in compare_outputs(names, left, right):
+                if result.max_error != 0:
+                    self.failures.append(
+                        f"{run.label}: output '{result.name}' is not what target {other} gives: {_figures(result)}. "
+                        f"The kernels of target {self.target.name} are wrong on this machine; use target='{other}'."
+                    )
+
     def _take_census(self) -> Census | None:
         try:
             census = take_census(self.model, self.claimed, self.target.session)
@@ -186,6 +215,11 @@ class _Proof:
             )
         if census.weight_dequantize and self.claimed:
             self.failures.append(f"{census.weight_dequantize} constant weights are dequantized on every run.")
+
+
+def _outputs_of_runs(model: str, target: Target, runs: Sequence[Run]) -> list[list[Tensor]]:
+    session = Session(model, settings=target.session)
+    return [session(*run.inputs) for run in runs]
 
 
 def _figures(result: OutputError) -> str:

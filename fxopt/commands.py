@@ -28,6 +28,7 @@ from fxopt.inspection import inspection, session_inputs
 from fxopt.models import FORMS, LoadedModel, load_model, with_inputs
 from fxopt.options import DIMENSIONS_FORM, INPUT_FORM, check_writable, parse_dynamic, parse_inputs
 from fxopt.report import plain
+from fxopt.target import TARGETS
 from fxopt.version import __version__
 
 DEBUG = "fxopt.debug"
@@ -91,7 +92,7 @@ Dims = Annotated[
 StateDict = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights: .safetensors, or .pt with plain tensors.")
 ]
-TargetName = Annotated[str, typer.Option(metavar="NAME", help="auto (this machine), x86, arm64 or portable.")]
+TargetName = Annotated[str, typer.Option(metavar="NAME", help=f"auto (this machine), {', '.join(TARGETS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, to stdout.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
 Debug = Annotated[

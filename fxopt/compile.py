@@ -6,7 +6,6 @@ The output file appears only after the proof: it is written beside its place, va
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.job import Job, Progress, Proved, prove, prove_quantized, silent
+from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import place
@@ -74,7 +74,8 @@ def compile(
       or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
-    - `target`: "x86", "arm64", "portable", or "auto" for this machine. `dynamic`: see capture().
+    - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
+    - `dynamic`: see capture().
     - `output`: where to write the ONNX file; nothing appears there unless it is proved.
     - `measure`: whether to time the result against the float model (False when compiling for another machine; then
       "int8" is "int8-static").
@@ -103,12 +104,7 @@ def compile(
 
 def resolve_target(target: str | Target) -> Target:
     """Return a Target; "auto" is the one of this machine."""
-    if target == "auto":
-        machine = platform.machine().lower()
-        return find_target(
-            "x86" if machine in ("x86_64", "amd64") else "arm64" if machine in ("aarch64", "arm64") else "portable"
-        )
-    return find_target(target)
+    return find_target(this_machine() if target == "auto" else target)
 
 
 def _check_choices(recipe: Recipe, opset: int | None, calibration: Any) -> None:

@@ -30,7 +30,7 @@ def quantizations(
     Without a `choice`, because nothing will be measured, it is that one alone.
     """
     if recipe == "int8-dynamic":
-        return {"dynamic": dynamic_int8(baseline)}
+        return {"dynamic": dynamic_int8(baseline, target)}
     result = {"static": static_int8(baseline, target, data)}
     if recipe == "int8" and choice and _dynamic_share(baseline) >= DYNAMIC_SHARE:
         result["mixed"] = mixed_int8(baseline, target, data)
@@ -47,11 +47,11 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quant
     return quantize
 
 
-def dynamic_int8(baseline: Program) -> Quantization:
+def dynamic_int8(baseline: Program, target: Target) -> Quantization:
     """Quantize linears, with ranges taken anew on every run."""
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        return dynamic_float_reasons(baseline, kept), Pipeline((QuantizeDynamic(kept),))(baseline)
+        return dynamic_float_reasons(baseline, kept), Pipeline((QuantizeDynamic(kept, target=target.name),))(baseline)
 
     return quantize
 
@@ -64,7 +64,10 @@ def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quanti
         static = place(baseline, target, {**kept, **dynamic}).float_reasons
         reasons = {name: reason for name, reason in static.items() if name not in dynamic or name in kept}
         again = {name: reason for name, reason in kept.items() if name in dynamic}
-        steps = (Quantize(data, target=target.name, keep_float={**kept, **dynamic}), QuantizeDynamic(again))
+        steps = (
+            Quantize(data, target=target.name, keep_float={**kept, **dynamic}),
+            QuantizeDynamic(again, target.name),
+        )
         return {**reasons, **dynamic_float_reasons(baseline, kept)}, Pipeline(steps)(baseline)
 
     return quantize

@@ -7,7 +7,7 @@ channel counts the kernels take, and which ops may be integer at all. Those of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class ConvolutionKernels:
     - `group_width`: the fewest input channels a group of a grouped convolution; `chain_group_width`: the fewest inside
       a chain of integer ops, where a somewhat slower kernel costs less than the conversions around a float one.
     - `depthwise_multiple`: what the channels of a depthwise convolution must be a multiple of, inside a chain only.
+    - `matrix_product`: {kernel positions: fewest channels}: an ungrouped convolution whose kernel has at least so many
+      positions, and at least so many input and output channels, is faster as a matrix product than as a convolution.
     """
 
     input_multiple: int = 4
@@ -44,6 +46,7 @@ class ConvolutionKernels:
     group_width: int = 32
     chain_group_width: int = 8
     depthwise_multiple: int = 4
+    matrix_product: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Target:
     - `chain_ops`: ops that are integer only between integer ops.
     - `attention`: whether a whole scaled_dot_product_attention is worth opset 23's Attention op.
     - `session`: onnxruntime session options under which its fusions hold (on this machine, for checking).
+    - `weight_max`: the largest magnitude of an integer weight.
+    - `same_as`: a target for which the same Program must give a file with the very same outputs; validate() checks it.
     """
 
     name: str
@@ -66,16 +71,34 @@ class Target:
     convolution: ConvolutionKernels = field(default_factory=ConvolutionKernels)
     chain_ops: frozenset[Callable[..., Any]] = CHAIN_OPS
     session: Mapping[str, str] = field(default_factory=dict)
+    weight_max: int = 127
+    same_as: str | None = None
 
 
+# A CPU with VNNI: it multiplies uint8 by int8 and sums exactly, in one instruction.
+X86 = Target(
+    "x86",
+    torch.uint8,
+    torch.int8,
+    contrib_ops=True,
+    attention=True,
+    convolution=ConvolutionKernels(pad_input={3: 4}),
+)
 TARGETS: dict[str, Target] = {
-    "x86": Target(
-        "x86",
-        torch.uint8,
-        torch.int8,
-        contrib_ops=True,
-        attention=True,
-        convolution=ConvolutionKernels(pad_input={3: 4}),
+    "x86": X86,
+    # AMX too. Only matrix products use its tiles; a convolution becomes one where its weights have a zero point.
+    "x86-amx": replace(
+        X86,
+        name="x86-amx",
+        convolution=ConvolutionKernels(pad_input={3: 4}, matrix_product={1: 256, 9: 128}),
+        same_as="x86",
+    ),
+    # Neither. vpmaddubsw adds two products of uint8 and int8 with saturation to int16: 2 · 255 · 64 = 32640 still fits.
+    "x86-avx2": replace(
+        X86,
+        name="x86-avx2",
+        convolution=ConvolutionKernels(pad_input={3: 4}, output_multiple=8),
+        weight_max=64,
     ),
     "arm64": Target(
         "arm64",

@@ -20,6 +20,7 @@ from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.ops import quantize
 from fxopt.graph.rewrite import Edit
+from fxopt.recipes import quantizations
 
 
 class Small(nn.Module):
@@ -161,6 +162,26 @@ def test_dynamic_int8_needs_no_data_and_leaves_convolutions_float(model: nn.Modu
     assert "DynamicQuantizeMatMul" in found.report.census.integer.values()
     assert "QLinearConv" not in found.report.census.kernels
     assert fxopt.load(_saved(found.program, tmp_path))(X)["logits"].shape == (len(X), 3)
+
+
+@pytest.mark.parametrize("name", [name for name in fxopt.TARGETS if name.startswith("x86")])
+@pytest.mark.parametrize("recipe", ["int8", "int8-dynamic"])
+def test_the_target_of_this_machine_is_in_report_and_metadata(
+    model: nn.Module, recipe: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(COMPILE, "this_machine", lambda: name)
+    found = fxopt.compile(model, X[:1], recipe=recipe, calibration=[X], dynamic="batch", measure=False)
+    assert found.report.target == name and f"target='{name}'" in found.report.history[-1]
+    assert {entry.key: entry.value for entry in found.model.proto.metadata_props}["fxopt.target"] == name
+
+
+@pytest.mark.parametrize("target", fxopt.TARGETS.values(), ids=lambda target: target.name)
+def test_every_way_to_quantize_suits_the_target(target: fxopt.Target) -> None:
+    """The weights of each fit the target's kernels: emission refuses others."""
+    baseline = fxopt.Pipeline(passes.CLEANUP)(fxopt.capture(nn.Linear(16, 8), torch.randn(4, 16)))
+    for recipe in ("int8", "int8-dynamic"):
+        for quantize_baseline in quantizations(recipe, baseline, target, [torch.randn(4, 16)]).values():
+            to_onnx(quantize_baseline({})[1], target=target)
 
 
 def _saved(program: fxopt.Program, folder: Path) -> Path:

@@ -19,9 +19,9 @@ from fxopt.graph.rewrite import Edit, argument, constant
 from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.observers import OBSERVERS, SMALLEST_STEP, Observer, RangeObserver, affine_parameters
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds
+from fxopt.target import find_target
 
 QUANT_MIN, QUANT_MAX = 0, 255
-WEIGHT_MAX = 127
 # A bias is stored in steps of input scale × weight scale; this bound keeps it inside int32 with a bit to spare.
 BIAS_MAX = 2**30
 
@@ -33,15 +33,18 @@ class Calibrate:
     - `data`: any iterable of items like the example inputs (a Tensor, a tuple or a dict); read once, streamed.
     - `observer`: "minmax" (smallest to largest value) or "mse" (least squared error on a histogram of 2048 bins; a
       batch enters with at most 65 536 elements a value, taken at a fixed stride, and with all of a long tail).
+    - `target`: the target that the observers were inserted for.
 
     Activations get a uint8 range per tensor (scale, zero point), one for each group; weights a symmetric int8 range
-    [-127, 127] per output channel. Both are buffers: GROUP_scale, GROUP_zero_point.
+    per output channel, as wide as the target's kernels allow: [-127, 127] for most. Both are buffers: GROUP_scale,
+    GROUP_zero_point.
 
-    Raises DataError for data that is empty, does not fit, or holds NaN or infinity.
+    Raises DataError for data that is empty, does not fit, or holds NaN or infinity; TargetError.
     """
 
     data: Iterable[Any] = field(repr=False)
     observer: Observer = "mse"
+    target: str = "x86"
 
     def __post_init__(self) -> None:
         if self.observer not in get_args(Observer):
@@ -49,6 +52,7 @@ class Calibrate:
 
     def __call__(self, program: Program) -> Program:
         """Return the calibrated Program."""
+        weight_max = find_target(self.target).weight_max
         if not any(node.target is observe for node in program.graph.nodes):
             return Edit(program, by=self).finish()
         program_to_run = program.eval()
@@ -58,7 +62,7 @@ class Calibrate:
         observe_data(program_to_run, self.data, observers)
         edit = Edit(program, by=self)
         _quantize_values(edit, {group: found.range(QUANT_MAX - QUANT_MIN) for group, found in observers.items()})
-        _quantize_weights(edit)
+        _quantize_weights(edit, weight_max)
         return edit.finish()
 
 
@@ -183,27 +187,27 @@ def _absorbing_scale(scale: float, zero_point: int, bounds: Iterable[Bounds]) ->
     return scale
 
 
-def _quantize_weights(edit: Edit) -> None:
+def _quantize_weights(edit: Edit, weight_max: int) -> None:
     for node in list(edit.calls(observe)):
         source = node.args[0]
         weight = edit.constant(source)
         if weight is None or not isinstance(source, fx.Node):
             continue
-        scale = symmetric_scales(weight.detach(), _smallest_scales(edit, node, weight.shape[0]))
+        scale = symmetric_scales(weight.detach(), weight_max, _smallest_scales(edit, node, weight.shape[0]))
         scale_node = edit.add_constant(f"{source.target}_scale", scale, before=node)
         zeros = torch.zeros(scale.shape, dtype=torch.int8)
         zero_node = edit.add_constant(f"{source.target}_zero_point", zeros, before=node)
         fake = insert(
-            edit, fake_quantize, source, scale_node, zero_node, 0, -WEIGHT_MAX, WEIGHT_MAX,
+            edit, fake_quantize, source, scale_node, zero_node, 0, -weight_max, weight_max,
             before=min(node.users), name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
         )  # fmt: skip
         edit.replace(node, fake)
 
 
-def symmetric_scales(weight: Tensor, smallest: Tensor) -> Tensor:
-    """Return the scale of each output channel that maps its largest magnitude to 127, but no less than `smallest`."""
+def symmetric_scales(weight: Tensor, weight_max: int, smallest: Tensor) -> Tensor:
+    """Return the scale of each output channel: its largest magnitude over `weight_max`, but no less than `smallest`."""
     largest = weight.reshape(weight.shape[0], -1).abs().amax(1) if weight.numel() else torch.zeros(weight.shape[0])
-    return torch.maximum(largest.double() / WEIGHT_MAX, smallest).clamp(min=SMALLEST_STEP).to(torch.float32)
+    return torch.maximum(largest.double() / weight_max, smallest).clamp(min=SMALLEST_STEP).to(torch.float32)
 
 
 def _smallest_scales(edit: Edit, observed: fx.Node, channels: int) -> Tensor:

@@ -40,7 +40,7 @@ class Convert:
     target: str = "x86"
 
     def __call__(self, program: Program) -> Program:
-        """Return the converted Program. Raises PassError if an observer is left."""
+        """Return the converted Program. Raises PassError if an observer is left or a weight has too wide a range."""
         target = find_target(self.target)
         edit = Edit(program, by=self)
         for node in edit.calls(observe):
@@ -48,7 +48,7 @@ class Convert:
         zero_points: dict[fx.Node, fx.Node] = {}
         for node in edit.calls(fake_quantize):
             if is_constant(node.args[0]):
-                _convert_weight(edit, node)
+                _convert_weight(edit, node, target)
             else:
                 _absorb_clip(edit, node)
                 _convert_value(edit, node, target, zero_points)
@@ -58,8 +58,13 @@ class Convert:
         return edit.finish()
 
 
-def _convert_weight(edit: Edit, node: fx.Node) -> None:
+def _convert_weight(edit: Edit, node: fx.Node, target: Target) -> None:
     source, scale, zero_point, axis, low, high = node.args
+    if not (isinstance(low, int) and isinstance(high, int) and max(-low, high) <= target.weight_max):
+        raise PassError(
+            f"{where(node)} gives a weight the range [{low}, {high}]; kernels of target '{target.name}' are exact up "
+            f"to ±{target.weight_max}. Give Calibrate the target too: Calibrate(data, target='{target.name}')."
+        )
     weight, steps, zeros = (edit.constant(value) for value in (source, scale, zero_point))
     assert weight is not None and steps is not None and zeros is not None and isinstance(source, fx.Node)
     values = quantize(weight.detach(), steps, zeros, axis, low, high, torch.int8)

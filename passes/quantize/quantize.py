@@ -45,7 +45,7 @@ class Quantize:
         """Return the quantized Program."""
         data = _Remembered(self.data) if self.correct_bias and _streams(self.data) else self.data
         result = InsertObservers(self.target, self.keep_float)(program)
-        result = Calibrate(data, self.observer)(result)
+        result = Calibrate(data, self.observer, self.target)(result)
         if isinstance(data, _Remembered) and data.items:
             result = CorrectBias(data.items)(result)
         result = Convert(self.target)(result)

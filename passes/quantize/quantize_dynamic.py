@@ -16,10 +16,11 @@ from fxopt.graph.ops import dequantize, dynamic_quantize, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import GETITEM, Edit
-from fxopt.passes.quantize.calibrate import WEIGHT_MAX, symmetric_scales
+from fxopt.passes.quantize.calibrate import symmetric_scales
 from fxopt.passes.quantize.insert import describe_float
 from fxopt.passes.quantize.placement import check_names, reasons_of
 from fxopt.passes.quantize.rules import linear_problem
+from fxopt.target import find_target
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -29,25 +30,29 @@ class QuantizeDynamic:
     """Quantize linears with dynamic ranges: uint8 activations per tensor, int8 weights per output channel.
 
     - `keep_float`: names of nodes that stay float, or {name: reason}.
+    - `target`: the name of a row of fxopt.target.TARGETS; it says how wide the range of a weight may be.
 
     Linears that read the same value share its quantization. Biases stay float: the kernel adds them in float. What
-    stays float and why is in the notes of the result. Raises PassError for a name that does not exist.
+    stays float and why is in the notes of the result. Raises PassError for a name that does not exist,
+    or TargetError.
     """
 
     keep_float: Mapping[str, str] | Collection[str] = ()
+    target: str = "x86"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep_float", reasons_of(self.keep_float))
 
     def __call__(self, program: Program) -> Program:
         """Return the quantized Program."""
+        weight_max = find_target(self.target).weight_max
         reasons = dynamic_float_reasons(program, self.keep_float)
         edit = Edit(program, by=self)
         values: dict[fx.Node, fx.Node] = {}
         weights: dict[fx.Node, fx.Node] = {}
         for node in list(edit.calls(LINEAR)):
             if node.name not in reasons:
-                _quantize_linear(edit, node, values, weights)
+                _quantize_linear(edit, node, values, weights, weight_max)
         for note in describe_float(reasons):
             edit.note(note)
         return edit.finish()
@@ -75,14 +80,14 @@ def _problem(node: fx.Node) -> str | None:
 
 
 def _quantize_linear(
-    edit: Edit, node: fx.Node, values: dict[fx.Node, fx.Node], weights: dict[fx.Node, fx.Node]
+    edit: Edit, node: fx.Node, values: dict[fx.Node, fx.Node], weights: dict[fx.Node, fx.Node], weight_max: int
 ) -> None:
     x, weight = node.args[:2]
     assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
     if x not in values:
         values[x] = _quantized_value(edit, x, node)
     if weight not in weights:
-        weights[weight] = _quantized_weight(edit, weight, node)
+        weights[weight] = _quantized_weight(edit, weight, node, weight_max)
     node.args = (values[x], weights[weight], *node.args[2:])
 
 
@@ -95,12 +100,12 @@ def _quantized_value(edit: Edit, x: fx.Node, before: fx.Node) -> fx.Node:
     return edit.call(dequantize, *parts, None, before=before, name=f"{x.name}_dequantized")
 
 
-def _quantized_weight(edit: Edit, weight: fx.Node, before: fx.Node) -> fx.Node:
+def _quantized_weight(edit: Edit, weight: fx.Node, before: fx.Node, weight_max: int) -> fx.Node:
     value = edit.constant(weight)
     assert value is not None
-    scale = symmetric_scales(value.detach(), torch.zeros(value.shape[0], dtype=torch.float64))
+    scale = symmetric_scales(value.detach(), weight_max, torch.zeros(value.shape[0], dtype=torch.float64))
     zeros = torch.zeros(scale.shape, dtype=torch.int8)
-    stored = quantize(value.detach(), scale, zeros, 0, -WEIGHT_MAX, WEIGHT_MAX, torch.int8)
+    stored = quantize(value.detach(), scale, zeros, 0, -weight_max, weight_max, torch.int8)
     name = str(weight.target)
     parts = [
         edit.add_constant(f"{name}_{part}", tensor, before=before)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxopt.errors import TargetError
 from fxopt.export.lower import lower
 from fxopt.graph.capture import capture
 from fxopt.graph.ops import dequantize
@@ -105,3 +106,14 @@ def test_a_spatial_mean_becomes_a_global_pool(keepdim: bool) -> None:
     assert aten.mean.dim not in targets(lowered)
     assert integer_nodes(lowered)["mean"] == "pool"
     assert torch.allclose(lowered(x), program(x), atol=1e-5)
+
+
+def test_weights_that_saturate_on_the_target_are_refused() -> None:
+    x = torch.randn(2, 16, 8, 8)
+    program = quantized(nn.Conv2d(16, 16, 3), x, "x86")
+    with pytest.raises(TargetError, match=r"'conv2d'.*up to 127.*up to ±64. Quantize with target='x86-avx2' too"):
+        lower(program, TARGETS["x86-avx2"])
+    narrow = quantized(nn.Conv2d(16, 16, 3), x, "x86-avx2")
+    for target in TARGETS.values():
+        if target.activation is torch.uint8:  # weights of 7 bits suit every kernel
+            assert torch.equal(lower(narrow, target)(x), narrow(x))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fxopt.errors import ValidationError
 from fxopt.export.bisect import first_difference
@@ -147,6 +148,61 @@ def test_a_wrong_quantized_weight_is_found_at_every_level(quantized: Program, tm
         "all optimisations",
         "no optimisations",
     }
+
+
+class Wide(nn.Module):
+    """Two convolutions wide enough to be matrix products on AMX: x[N, 16, 8, 8] -> [N, 128]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(16, 128, 1), nn.Conv2d(128, 128, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(self.last(self.stem(x).relu()), 1).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def amx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Path]:
+    torch.manual_seed(0)
+    program = Quantize([X], target="x86-amx")(capture(Wide(), X, dynamic="batch"))
+    path = tmp_path_factory.mktemp("amx") / "m.onnx"
+    to_onnx(program, path, target="x86-amx")
+    return program, path
+
+
+def test_kernels_of_a_target_are_compared_with_those_of_another(amx: tuple[Program, Path]) -> None:
+    program, path = amx
+    result = validate(path, program, (X,), target="x86-amx")
+    assert result.ok, result.failures
+    assert result.checks[-1] == "the same outputs as with target x86"
+    assert "the same outputs as with target x86" not in validate(path, program, (X,), target="x86").checks
+
+
+@pytest.mark.parametrize(("initializer", "is_large"), [("zero_point", True), ("int8", False)])
+def test_a_kernel_that_computes_other_integers_is_found(
+    amx: tuple[Program, Path], tmp_path: Path, initializer: str, is_large: bool
+) -> None:
+    """As a kernel that forgets the zero point, or that errs in a few products only, would."""
+    program, path = amx
+
+    def spoil(model: onnx.ModelProto) -> None:
+        name = f"last.weight_{initializer}_shifted"
+        index, tensor = next((i, t) for i, t in enumerate(model.graph.initializer) if t.name == name)
+        values = numpy_helper.to_array(tensor).copy()
+        if is_large:
+            values[:] = 0
+        else:
+            values[0, :2] //= 2
+        model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, name))
+
+    spoilt = tmp_path / "m.onnx"
+    spoilt.write_bytes(path.read_bytes())
+    change(spoilt, spoil)
+    result = validate(spoilt, program, (X,), target="x86-amx")
+    assert any("wrong on this machine; use target='x86'" in failure for failure in result.failures)
+    assert any("all optimisations, 1 thread" in failure for failure in result.failures) == is_large
+    with pytest.raises(ValidationError, match="use target='x86'"):
+        result.raise_on_failure("m.onnx")
 
 
 def test_quantization_that_does_not_fuse_is_found(quantized: Program, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fxopt.graph.verify import verify
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize
 from fxopt.passes.quantize.calibrate import BIAS_MAX, clip_is_redundant
 from fxopt.passes.quantize.observers import Observer
+from fxopt.target import TARGETS
 from tests.conftest import Golden
 from tests.passes.quantize.nets import Branches, Encoder, Gated, Inverted, Residual, images, program_of
 
@@ -58,6 +59,22 @@ def test_the_integers_of_one_convolution_by_hand() -> None:
     assert "weight" not in found and "bias" not in found
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_fill_the_range_of_the_target(target: str) -> None:
+    x = images()
+    quantized = Quantize([x], target)(program_of(Residual(), x))
+    weights = [tensor for name, tensor in tensors(quantized).items() if name.endswith("weight_int8")]
+    assert len(weights) == 6
+    assert {int(weight.abs().max()) for weight in weights} == {TARGETS[target].weight_max}
+
+
+def test_weights_calibrated_for_a_wider_range_are_refused() -> None:
+    x = images()
+    calibrated = Calibrate([x])(InsertObservers("x86-avx2")(program_of(Residual(), x)))
+    with pytest.raises(PassError, match=r"\[-127, 127\].*Calibrate\(data, target='x86-avx2'\)"):
+        Convert("x86-avx2")(calibrated)
+
+
 def test_signed_activations_of_arm64_are_those_of_x86_shifted() -> None:
     x = images()
     program = program_of(Residual(), x)
@@ -85,7 +102,7 @@ def test_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observ
     assert not {observe, fake_quantize} & set(targets(converted))
     assert converted.history[len(program.history) :] == (
         "InsertObservers(target='x86', keep_float={})",
-        f"Calibrate(observer='{observer}')",
+        f"Calibrate(observer='{observer}', target='x86')",
         *(["CorrectBias(samples=32)"] if correct else []),
         "Convert(target='x86')",
     )
@@ -96,7 +113,7 @@ def test_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observ
 
 
 @pytest.mark.parametrize(("net", "x"), NETS)
-@pytest.mark.parametrize("target", ["x86", "arm64", "portable"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_quantization_is_close_to_float(net: type[nn.Module], x: Tensor, target: str) -> None:
     program = program_of(net(), x)
     quantized = Quantize([x], target)(program)
@@ -233,6 +250,8 @@ def test_passes_in_the_wrong_order_say_so() -> None:
         Convert()(InsertObservers()(program))
     with pytest.raises(TargetError, match="riscv"):
         InsertObservers("riscv")(program)
+    with pytest.raises(TargetError, match="riscv"):
+        Calibrate([x], target="riscv")(InsertObservers()(program))
     with pytest.raises(PassError, match="entropy"):
         Calibrate([x], "entropy")  # type: ignore[arg-type]
 

@@ -40,6 +40,15 @@ def test_a_residual_network_is_integer_from_end_to_end() -> None:
     assert placement.float_reasons == {}
 
 
+def test_channels_in_eights_for_avx2() -> None:
+    layer = nn.Conv2d(16, 20, 3)
+    x = torch.randn(2, 16, 8, 8)
+    assert set(placed(layer, x).integer) == {"conv2d"}
+    assert placed(layer, x, TARGETS["x86-avx2"]).float_reasons == {
+        "conv2d": "20 output channels; the target takes 16+, in 8s"
+    }
+
+
 def test_a_clip_is_part_of_what_it_follows_and_a_pool_shares_its_scale() -> None:
     placement = placed(Residual())
     assert "conv2d" not in placement.points  # its value is that of the relu

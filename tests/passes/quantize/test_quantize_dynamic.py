@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxopt.errors import PassError
+from fxopt.errors import PassError, TargetError
 from fxopt.export.census import take_census
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
@@ -35,7 +35,7 @@ def encoder() -> Program:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_linears_are_integer_kernels_with_the_very_same_values(encoder: Program, target: str) -> None:
-    program = verify(QuantizeDynamic()(encoder), full=True)
+    program = verify(QuantizeDynamic(target=target)(encoder), full=True)
     proto, settings = to_onnx(program, target=target).proto, TARGETS[target].session
     census = take_census(proto, integer_nodes(program), settings)
     assert set(census.integer.values()) == {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
@@ -61,6 +61,15 @@ def test_the_range_follows_the_input() -> None:
     for scale in (1e-3, 1.0, 1e3):
         x = scale * torch.randn(4, 64)
         assert sqnr(model(x), program(x)) > 35
+
+
+def test_weights_fill_the_range_of_the_target(encoder: Program) -> None:
+    for name, target in TARGETS.items():
+        buffers = dict(QuantizeDynamic(target=name)(encoder).module.named_buffers())
+        weights = [weight for key, weight in buffers.items() if key.endswith("weight_int8")]
+        assert {int(weight.abs().max()) for weight in weights} == {target.weight_max}
+    with pytest.raises(TargetError, match="riscv"):
+        QuantizeDynamic(target="riscv")(encoder)
 
 
 def test_golden_quantize_dynamic(golden: Golden) -> None:
