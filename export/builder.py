@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from torch import SymInt, Tensor, fx
 
 from fxopt.errors import ExportError, where
+from fxopt.export.packed import Packed
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import constant
 from fxopt.target import Target
@@ -49,7 +50,7 @@ class OnnxGraph:
         self.opset = opset
         self.target = target
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, np.ndarray[Any, Any] | Tensor] = {}
+        self.initializers: dict[str, np.ndarray[Any, Any] | Tensor | Packed] = {}
         self.values: dict[fx.Node, Value] = {}
         self.domains: set[str] = set()
         self.delegated: dict[str, list[str]] = {}
@@ -148,6 +149,12 @@ class OnnxGraph:
         small = isinstance(array, np.ndarray) and array.ndim == 0
         name = self.unique(name or (f"constant_{array.item()}" if small else f"{self.node.name}.constant"))
         self.initializers[name] = array
+        return name
+
+    def packed(self, value: Packed, name: str) -> str:
+        """Return the name of a new initializer with a packed weight."""
+        name = self.unique(name)
+        self.initializers[name] = value
         return name
 
     # --- asking -----------------------------------------------------------------------------------------------------

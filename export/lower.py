@@ -12,10 +12,18 @@ from torch import fx
 from torch.nn import functional
 
 from fxopt.errors import TargetError, where
+from fxopt.export.lower_blocks import lower_block_linear
 from fxopt.export.shift_weights import shift_weight
+from fxopt.graph.blocks import dequantize_blocks
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import INTEGER_KINDS, is_dequantized, is_dequantized_weight, matmul_integer_to_float
+from fxopt.graph.quantized import (
+    INTEGER_KINDS,
+    is_dequantized,
+    is_dequantized_weight,
+    is_weight_only,
+    matmul_integer_to_float,
+)
 from fxopt.graph.rewrite import GETITEM, Edit, argument, fake_value
 from fxopt.target import Target
 
@@ -29,7 +37,7 @@ FLOAT_LAYERS = {
 
 
 def lower(program: Program, target: Target) -> Program:
-    """Return the Program in the forms of a target; one without dequantize nodes comes back as it is.
+    """Return the Program in the forms of a target; one without stored integers comes back as it is.
 
     - A linear becomes fxopt.matmul_integer_to_float (com.microsoft MatMulIntegerToFloat), or, without contrib ops and
       above two dimensions, a matrix product and a bias of the same rank: a one-dimensional bias would be merged into
@@ -40,10 +48,11 @@ def lower(program: Program, target: Target) -> Program:
     - A padding of integers is left to the convolution that reads it, or pads the integers themselves.
     - A float layer after a dequantize reads one along the channels, all with the same scale. Between scalar ones,
       onnxruntime would quantize the float weight itself, with one scale for all channels.
+    - A linear on a weight in blocks: see lower_blocks.py.
 
     Raises TargetError for integer weights beyond what the target's kernels are exact for.
     """
-    if not any(node.target is dequantize for node in program.graph.nodes):
+    if not any(node.target in (dequantize, dequantize_blocks) for node in program.graph.nodes):
         return program
     edit = Edit(program, by=None)
     for node in list(edit.graph.nodes):
@@ -54,7 +63,9 @@ def lower(program: Program, target: Target) -> Program:
 
 def _lower_node(edit: Edit, node: fx.Node, target: Target) -> None:
     kind = INTEGER_KINDS.get(node.target)  # type: ignore[arg-type]
-    if node.target in FLOAT_LAYERS and not is_dequantized_weight(node.args[1]):
+    if is_weight_only(node):
+        lower_block_linear(edit, node, target)
+    elif node.target in FLOAT_LAYERS and not is_dequantized_weight(node.args[1]):
         _keep_float(edit, node)
     elif not is_dequantized(node.args[0]):
         return

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fxopt.errors import ExportError
 from fxopt.export.builder import ONNX_TYPE
+from fxopt.export.packed import Packed
 
-Weight = np.ndarray[Any, Any] | Tensor
+Weight = np.ndarray[Any, Any] | Tensor | Packed
 
 # protobuf cannot hold a message of 2 GiB; above this many bytes of weights they go into a file beside the model.
 EXTERNAL_DATA_BYTES = 1_900_000_000
@@ -137,16 +138,25 @@ class OnnxModel:
 
 def _header(name: str, weight: Weight) -> TensorProto:
     """Return the initializer of a weight without its data."""
-    kind = ONNX_TYPE[weight.dtype] if isinstance(weight, Tensor) else helper.np_dtype_to_tensor_dtype(weight.dtype)
+    if isinstance(weight, Packed):
+        kind = weight.onnx_type
+    elif isinstance(weight, Tensor):
+        kind = ONNX_TYPE[weight.dtype]
+    else:
+        kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
     return TensorProto(name=name, data_type=kind, dims=list(weight.shape))
 
 
 def _size(weight: Weight) -> int:
+    if isinstance(weight, Packed):
+        return weight.data.numel()
     return weight.numel() * weight.element_size() if isinstance(weight, Tensor) else weight.nbytes
 
 
 def _raw(weight: Weight) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return the bytes of a weight in row-major order; nothing is copied where they lie so in memory."""
+    if isinstance(weight, Packed):
+        return _raw(weight.data)
     if isinstance(weight, Tensor):
         flat = weight.detach().cpu().contiguous().reshape(-1)
         return flat.view(torch.uint8).numpy() if flat.numel() else NOTHING

@@ -11,7 +11,17 @@ from fxopt.passes.cleanup import (
     FoldPad,
     MergeLinear,
 )
-from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize, QuantizeDynamic
+from fxopt.passes.quantize import (
+    Calibrate,
+    Convert,
+    CorrectBias,
+    Gptq,
+    InsertObservers,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+    RoundGptq,
+)
 
 __all__ = [
     "CLEANUP",
@@ -25,8 +35,11 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldPad",
+    "Gptq",
     "InsertObservers",
     "MergeLinear",
     "Quantize",
     "QuantizeDynamic",
+    "QuantizeWeights",
+    "RoundGptq",
 ]

@@ -1,4 +1,4 @@
-"""fxopt's own ops: quantize, dequantize, fake_quantize, observe and the integer matrix product."""
+"""fxopt's own ops: quantize, dequantize, fake_quantize, observe, weights in blocks, and the integer products."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch import fx
 
+from fxopt.errors import TargetError, where
 from fxopt.export.builder import CONTRIB, OnnxGraph, Rule
+from fxopt.export.packed import Packed
+from fxopt.graph.blocks import dequantize_blocks as dequantize_blocks_op
+from fxopt.graph.blocks import fake_quantize_blocks as fake_quantize_blocks_op
+from fxopt.graph.blocks import matmul_nbits as matmul_nbits_op
+from fxopt.graph.blocks import middle, pack_bits
 from fxopt.graph.ops import dequantize as dequantize_op
 from fxopt.graph.ops import dynamic_quantize as dynamic_quantize_op
 from fxopt.graph.ops import fake_quantize as fake_quantize_op
 from fxopt.graph.ops import observe as observe_op
 from fxopt.graph.ops import quantize as quantize_op
 from fxopt.graph.quantized import matmul_integer_to_float as matmul_integer_to_float_op
+
+BLOCK_OPSET, TWO_BIT_OPSET = 21, 25  # of DequantizeLinear
 
 
 def quantize(
@@ -72,6 +81,42 @@ def matmul_integer_to_float(
     return g.op("MatMulIntegerToFloat", *inputs, domain=CONTRIB)
 
 
+def dequantize_blocks(
+    g: OnnxGraph, q: fx.Node, scale: fx.Node, zero_point: fx.Node | None, axis: int, block_size: int, bits: int
+) -> str:
+    """fxopt::dequantize_blocks(Tensor q, Tensor scale, Tensor? zero_point, int axis, int block_size, int bits) -> Tensor"""  # noqa: E501
+    if bits == 2 or g.opset < BLOCK_OPSET:
+        first = TWO_BIT_OPSET if bits == 2 else BLOCK_OPSET
+        raise TargetError(
+            f"{where(g.node)} has a weight of {bits} bits in blocks, which ONNX has from opset {first} on, not in "
+            f"{g.opset}. Choose another opset or number of bits, or a target with onnxruntime's own ops (x86, arm64)."
+        )
+    stored, zero = (_block_values(g, value, bits, is_signed=zero_point is None) for value in (q, zero_point))
+    return g.op("DequantizeLinear", stored, scale, zero, axis=axis, block_size=block_size)
+
+
+def fake_quantize_blocks(g: OnnxGraph, x: fx.Node, block_size: int) -> str:
+    """fxopt::fake_quantize_blocks(Tensor x, int block_size) -> Tensor"""
+    return g.value(x)  # the kernel of the linear that reads it does this rounding
+
+
+def matmul_nbits(
+    g: OnnxGraph,
+    x: fx.Node,
+    packed: fx.Node,
+    scale: fx.Node,
+    zero_point: fx.Node | None,
+    bias: fx.Node | None,
+    bits: int,
+    block_size: int,
+    accuracy_level: int,
+) -> str:
+    """fxopt::matmul_nbits(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int bits, int block_size, int accuracy_level) -> Tensor"""  # noqa: E501
+    sizes = {"K": int(g.val(x).shape[-1]), "N": int(g.val(packed).shape[0])}
+    options = {"bits": bits, "block_size": block_size, "accuracy_level": accuracy_level}
+    return g.op("MatMulNBits", x, packed, scale, zero_point, None, bias, domain=CONTRIB, **sizes, **options)
+
+
 def _quantized(
     g: OnnxGraph,
     x: fx.Node,
@@ -89,6 +134,19 @@ def _quantized(
     return g.op("Clip", q, *narrow)
 
 
+def _block_values(g: OnnxGraph, node: fx.Node | None, bits: int, *, is_signed: bool) -> str | None:
+    """Return stored values as a constant: signed around the middle where there are no zero points, else unsigned."""
+    if node is None:
+        return None
+    values = g.tensor(node)
+    assert values is not None
+    moved = values ^ middle(bits) if is_signed else values  # q − 2^(bits−1) in two's complement
+    if bits == 8:
+        return g.constant(moved.view(torch.int8) if is_signed else moved, name=str(node.target))
+    kind = TensorProto.INT4 if is_signed else TensorProto.UINT4
+    return g.packed(Packed(kind, tuple(values.shape), pack_bits(moved.reshape(-1), bits)), name=str(node.target))
+
+
 def _zero_point(g: OnnxGraph, zero_point: fx.Node, dtype: torch.dtype) -> str:
     """Return the zero point in the integer dtype; as a constant where it is one, which onnxruntime asks for."""
     tensor = g.tensor(zero_point)
@@ -103,5 +161,8 @@ RULES: dict[Any, Rule] = {
     dynamic_quantize_op: dynamic_quantize,
     fake_quantize_op: fake_quantize,
     observe_op: observe,
+    dequantize_blocks_op: dequantize_blocks,
+    fake_quantize_blocks_op: fake_quantize_blocks,
+    matmul_nbits_op: matmul_nbits,
     matmul_integer_to_float_op: matmul_integer_to_float,
 }

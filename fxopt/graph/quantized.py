@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxopt.graph.blocks import dequantize_blocks, matmul_nbits
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
 
@@ -101,7 +102,7 @@ def integer_nodes(program: Program) -> Mapping[str, str]:
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target is matmul_integer_to_float:
+        if node.target in (matmul_integer_to_float, matmul_nbits) or is_weight_only(node):
             claims[node.name] = "linear"
         elif (kind := INTEGER_KINDS.get(node.target)) and _reads_integers(node, kind) and _writes_integers(node, kind):
             claims[node.name] = kind
@@ -116,6 +117,14 @@ def is_dequantized(value: Any) -> bool:
 def is_dequantized_weight(value: Any) -> bool:
     """Say whether a value is a stored integer weight in its float form."""
     return isinstance(value, fx.Node) and value.target is dequantize and is_constant(value.args[0])
+
+
+def is_weight_only(node: fx.Node) -> bool:
+    """Say whether a node is a linear on a float value and a stored weight of 8, 4 or 2 bits in blocks."""
+    if node.target is not aten.linear.default:
+        return False
+    weight = node.args[1]
+    return isinstance(weight, fx.Node) and weight.target is dequantize_blocks and is_constant(weight.args[0])
 
 
 def is_constant(value: Any) -> bool:

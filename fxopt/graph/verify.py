@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import VerifyError, where
+from fxopt.graph.blocks import dequantize_blocks
 from fxopt.graph.lift import symbolic
 from fxopt.graph.ops import dequantize, fake_quantize, quantize
 from fxopt.graph.printer import excerpt
@@ -216,6 +217,34 @@ def _integer_range(node: fx.Node, x: fx.Node) -> tuple[int, int]:
     return argument(node, "quant_min"), argument(node, "quant_max")
 
 
+def _blocks(program: Program) -> Violation | None:
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is dequantize_blocks:
+            for reason in _block_problems(program, node):
+                return Violation(reason, node)
+    return None
+
+
+def _block_problems(program: Program, node: fx.Node) -> Iterator[str]:
+    names = ("q", "scale", "zero_point", "axis", "block_size", "bits")
+    q, scale, zero_point, axis, block_size, bits = (argument(node, name) for name in names)
+    shape = list(q.meta["val"].shape)
+    if bits not in (2, 4, 8) or block_size < 1 or not -len(shape) <= axis < len(shape):
+        yield f"{bits} bits in blocks of {block_size} along axis {axis} of a tensor with {len(shape)} dimensions"
+        return
+    shape[axis] = -(-shape[axis] // block_size)
+    for name, parameter in (("scale", scale), ("zero_point", zero_point)):
+        if parameter is not None and list(parameter.meta["val"].shape) != shape:
+            yield f"{name} has the shape {list(parameter.meta['val'].shape)} instead of {shape}"
+    for name, parameter in (("q", q), ("zero_point", zero_point)):
+        values = constant(program.module, parameter)
+        if values is not None and values.numel() and int(values.max()) >= 1 << bits:
+            yield f"{name} '{parameter.target}' holds {int(values.max())}, which {bits} bits cannot"
+    steps = constant(program.module, scale)
+    if steps is not None and not bool((steps.isfinite() & (steps > 0)).all()):
+        yield f"scale '{scale.target}' is not positive and finite everywhere"
+
+
 def _history(program: Program) -> Violation | None:
     for name in ("history", "notes"):
         entries = getattr(program, name)
@@ -265,6 +294,7 @@ INVARIANTS: tuple[tuple[str, Predicate], ...] = (
     ("the outputs fit the output specs", _outputs_fit),
     ("the names of inputs are unique, and those of outputs", _names_unique),
     ("quantize and dequantize have fitting scales, zero points and ranges", _quantization),
+    ("weights in blocks have fitting scales and zero points, and values of their bits", _blocks),
     ("history and notes are tuples of str", _history),
     ("the call structure has the leaves that the specs describe", _call_structure),
 )

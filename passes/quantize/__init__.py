@@ -3,18 +3,24 @@
 from fxopt.passes.quantize.calibrate import Calibrate
 from fxopt.passes.quantize.convert import Convert
 from fxopt.passes.quantize.correct_bias import CorrectBias
+from fxopt.passes.quantize.gptq import Gptq
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.placement import Placement, place
 from fxopt.passes.quantize.quantize import Quantize
 from fxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
+from fxopt.passes.quantize.quantize_weights import QuantizeWeights
+from fxopt.passes.quantize.round_gptq import RoundGptq
 
 __all__ = [
     "Calibrate",
     "Convert",
     "CorrectBias",
+    "Gptq",
     "InsertObservers",
     "Placement",
     "Quantize",
     "QuantizeDynamic",
+    "QuantizeWeights",
+    "RoundGptq",
     "place",
 ]

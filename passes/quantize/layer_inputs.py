@@ -1,0 +1,90 @@
+"""Layer after layer: the second moment of each layer's inputs, behind the layers that were rounded before it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from fxopt.graph.interpret import Values, step_of
+from fxopt.graph.program import Program
+from fxopt.graph.rewrite import argument
+
+aten = torch.ops.aten
+PATCHES = 2**24  # elements of a convolution's patches in memory at a time
+
+
+def visit_layers(
+    program: Program,
+    items: Sequence[tuple[Tensor, ...]],
+    layers: Collection[fx.Node],
+    visit: Callable[[fx.Node, Tensor], Tensor],
+) -> None:
+    """Run all items together, node after node, and let each layer be rounded as it comes.
+
+    `visit(layer, hessian)` gets E[x xᵀ] of the layer's inputs and returns the weight to go on with. Of the values only
+    those still needed are in memory, and one such matrix at a time.
+    """
+    dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for source, reader in {source: node for node in program.graph.nodes for source in node.all_input_nodes}.items():
+        dead[reader].append(source)
+    lanes: list[Values] = [dict(zip(program.placeholders, item, strict=True)) for item in items]
+    known: tuple[Any, Tensor] = (None, torch.empty(0))  # layers side by side often read the same value
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            weight: dict[fx.Node, Any] = {}
+            if node in layers:
+                key = (node.args[0], _patch_options(node))
+                if known[0] != key:
+                    known = key, _hessian(node, lanes)
+                weight = {node.args[1]: visit(node, known[1])}
+            compute = step_of(program, node).compute
+            for values in lanes:
+                values[node] = compute({**{source: values[source] for source in node.all_input_nodes}, **weight})
+                for source in dead[node]:
+                    values.pop(source, None)
+
+
+def layer_problem(node: fx.Node) -> str | None:
+    """Say why the inputs of a layer cannot be gathered, or return None."""
+    if node.target is aten.linear.default:
+        return None
+    if node.target is not aten.conv2d.default:
+        return "only linear and conv2d layers are rounded with feedback"
+    return "it is a grouped convolution" if argument(node, "groups") != 1 else None
+
+
+def _patch_options(node: fx.Node) -> dict[str, Any] | None:
+    if node.target is aten.linear.default:
+        return None
+    kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+    options = {name: argument(node, name) for name in ("dilation", "padding", "stride")}
+    return {"kernel_size": tuple(kernel), **{name: tuple(value) for name, value in options.items()}}
+
+
+def _hessian(node: fx.Node, lanes: Sequence[Values]) -> Tensor:
+    """Return the mean of x xᵀ over all positions at which a layer applies its weight."""
+    total, count = torch.zeros(()), 0
+    for values in lanes:
+        for rows in _rows(node, values[node.args[0]]):  # type: ignore[index]
+            total = total + rows.t() @ rows
+            count += len(rows)
+    return total / max(count, 1)
+
+
+def _rows(node: fx.Node, x: Tensor) -> Iterator[Tensor]:
+    """Yield what a layer multiplies with its flattened weight, [rows, K], some samples at a time."""
+    options = _patch_options(node)
+    if options is None:
+        yield x.reshape(-1, x.shape[-1])
+        return
+    x = x if x.ndim == 4 else x[None]
+    size = x[0].numel() * options["kernel_size"][0] * options["kernel_size"][1]
+    for part in torch.split(x, max(1, PATCHES // max(size, 1))):
+        yield functional.unfold(part, **options).transpose(1, 2).flatten(0, 1)
