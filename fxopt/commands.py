@@ -135,7 +135,10 @@ def compile(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="Where to write the ONNX file.")],
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="int8 (best when timed), int8-static, int8-dynamic, float.")
+        str,
+        typer.Option(
+            metavar="NAME", help="int8 (best when timed), int8-static, int8-dynamic, int8-weights, int4-weights, float."
+        ),
     ] = "int8",
     calibration: Annotated[
         str | None, typer.Option(metavar="DATA", help="Inputs for int8: .npz, .npy, module:function, file.py:function.")

@@ -37,7 +37,8 @@ from fxopt.report import Report
 from fxopt.target import OPSETS, Target, find_target
 from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
 
-Recipe = Literal["float", "int8", "int8-static", "int8-dynamic"] | Pipeline | Sequence[Pass]
+Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4-weights"]
+Recipe = Name | Pipeline | Sequence[Pass]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def compile(
 
     - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
     - `recipe`: "int8" (needs `calibration`): static ranges, dynamic ones for linears, or float, whichever is best when
-      timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice; "float"; a Pipeline
-      or a list of passes.
+      timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice;
+      "int8-weights" or "int4-weights" (linears compute in float; fitted to `calibration` if there is any); "float"; a
+      Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
@@ -179,11 +181,11 @@ def _compile(
         with job.stage("passes"):
             result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
         return _Choice(prove(job, "custom", result, inputs), reference_of(job, baseline, inputs))
-    data = CalibrationData(calibration or (), baseline, job.calibration_item)
+    data = None if calibration is None else CalibrationData(calibration, baseline, job.calibration_item)
     ways = quantizations(recipe, baseline, job.target, data, choice=timed)
     tried = {name: prove_quantized(job, name, quantize, inputs) for name, quantize in ways.items()}
     reference = reference_of(job, baseline, inputs)
-    if recipe != "int8" or not timed:
+    if recipe != "int8" or not timed or data is None:
         return _Choice(next(iter(tried.values())), reference)
     samples = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
     tried |= _without_losers(job, tried["static"], ways["static"], baseline, reference, inputs)

@@ -6,30 +6,34 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fxopt.graph.cost import macs_by_node
-from fxopt.graph.pipeline import Pipeline
+from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
-from fxopt.passes.quantize import Quantize, QuantizeDynamic, place
+from fxopt.passes.quantize import Gptq, Quantize, QuantizeDynamic, QuantizeWeights, place
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
+from fxopt.passes.quantize.quantize_weights import weight_float_reasons
 from fxopt.target import Target
 
 # Of the nodes to keep float, with reasons: why each float node stays float, and the quantized Program.
 Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
-NAMES = ("float", "int8", "int8-static", "int8-dynamic")
+WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
+NAMES = ("float", "int8", "int8-static", "int8-dynamic", *WEIGHT_BITS)
 NEED_DATA = ("int8", "int8-static")
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
 DYNAMIC_SHARE = 0.1
 
 
 def quantizations(
-    recipe: str, baseline: Program, target: Target, data: Iterable[Any], choice: bool = True
+    recipe: str, baseline: Program, target: Target, data: Iterable[Any] | None, choice: bool = True
 ) -> dict[str, Quantization]:
     """Return the ways that a recipe has of quantizing a Program, by name, the usual one first.
 
     Without a `choice`, because nothing will be measured, it is that one alone.
     """
-    if recipe == "int8-dynamic":
+    if recipe in WEIGHT_BITS:
+        return {"weights": weights_only(baseline, WEIGHT_BITS[recipe], data)}
+    if recipe == "int8-dynamic" or data is None:
         return {"dynamic": dynamic_int8(baseline, target)}
     result = {"static": static_int8(baseline, target, data)}
     if recipe == "int8" and choice and _dynamic_share(baseline) >= DYNAMIC_SHARE:
@@ -52,6 +56,16 @@ def dynamic_int8(baseline: Program, target: Target) -> Quantization:
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         return dynamic_float_reasons(baseline, kept), Pipeline((QuantizeDynamic(kept, target=target.name),))(baseline)
+
+    return quantize
+
+
+def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Quantization:
+    """Quantize the weights of linears in groups, fitted to data if there is any."""
+
+    def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
+        step: Pass = QuantizeWeights(bits, keep_float=kept) if data is None else Gptq(data, bits, keep_float=kept)
+        return weight_float_reasons(baseline, bits, keep_float=kept), Pipeline((step,))(baseline)
 
     return quantize
 

@@ -146,6 +146,16 @@ def test_the_race_of_int8_is_a_real_one(model: nn.Module) -> None:
     assert found.report.is_float == (candidate.speedup * 1.03 < 1)
 
 
+@pytest.mark.parametrize("data", [None, [torch.randn(4, 7, 64)]], ids=["nearest", "fitted"])
+@pytest.mark.parametrize(("recipe", "ratio"), [("int8-weights", 0.4), ("int4-weights", 0.25)])
+def test_weights_alone_are_quantized(recipe: Any, ratio: float, data: list[Tensor] | None) -> None:
+    model = nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 64))
+    found = fxopt.compile(model, torch.randn(4, 7, 64), recipe=recipe, calibration=data, target="x86", measure=False)
+    assert found.validation.ok and found.report.census.kernels["MatMulNBits"] == 2
+    assert found.report.result.file_bytes < ratio * found.report.baseline.file_bytes
+    assert found.report.history[-1].startswith("QuantizeWeights(" if data is None else "Gptq(")
+
+
 def test_a_program_can_be_compiled_and_loaded_again(model: nn.Module, tmp_path: Path) -> None:
     program = fxopt.capture(model, X[:1], dynamic="batch")
     program.save(tmp_path / "model.pt2")

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.data import calibration_inputs
+from fxopt.data import calibration_inputs, first_samples
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
 from fxopt.passes.quantize.block_grid import BlockFormat, BlockWeight, fit_grid, round_to_nearest, stored
-from fxopt.passes.quantize.correct_bias import first_samples
 from fxopt.passes.quantize.feedback import output_error, round_with_feedback
 from fxopt.passes.quantize.layer_inputs import visit_layers
 from fxopt.passes.quantize.placement import reasons_of

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.data import calibration_inputs
+from fxopt.data import calibration_inputs, first_samples
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
-from fxopt.passes.quantize.correct_bias import first_samples
 from fxopt.passes.quantize.feedback import output_error, round_with_feedback
 from fxopt.passes.quantize.gptq import check_damping
 from fxopt.passes.quantize.insert import describe_float
