@@ -27,8 +27,10 @@ from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.placement import WEIGHTED
 from fxopt.passes.quantize.rules import QUANTIZE_RULES
 
-SAMPLES = 32
-WORTH_IT = 0.9  # at least a tenth of the noise must go: less can be had by fitting the few samples
+SAMPLES = 16
+# What must be left of the outputs' noise at most, on samples that the correction was not fitted to; where there are no
+# others it has to be less: part of what is gone there is only fitted.
+WORTH_IT, WORTH_IT_FITTED = 0.95, 0.75
 Lanes = dict[fx.Node, tuple[Any, Any]]  # the value in float, and behind quantization
 
 
@@ -36,11 +38,11 @@ Lanes = dict[fx.Node, tuple[Any, Any]]  # the value in float, and behind quantiz
 class CorrectBias:
     """Correct the biases of a calibrated Program (with `fake_quantize` nodes), before Convert.
 
-    - `data`: any iterable of items like the example inputs. `samples`: how many samples of it are used; they are in
-      memory together, with the values that the layer at hand needs.
+    - `data`: any iterable of items like the example inputs. `samples`: how many samples of it are used, half of them
+      to fit (they are in memory together, with the values that the layer at hand needs) and half to judge.
 
-    A layer without a bias gets one. The corrections are kept only if they take a tenth or more of the noise out of the
-    outputs. Raises DataError for data that is empty, does not fit, or holds NaN or infinity.
+    A layer without a bias gets one. The corrections are kept only if they make the outputs more exact. Raises DataError
+    for data that is empty, does not fit, or holds NaN or infinity.
     """
 
     data: Iterable[Any] = field(repr=False)
@@ -52,17 +54,28 @@ class CorrectBias:
         if not any(_is_quantized_layer(node) for node in program.graph.nodes):
             return edit.finish()
         items = first_samples(calibration_inputs(self.data, program), self.samples)
+        half = (len(items) + 1) // 2
+        fitted, judged = items[:half], items[half:] or items
         release_memory()  # of the calibration: two runs side by side need room
-        corrections, expected, corrected = _run_both_lanes(program.eval(), items)
+        corrections = _run_both_lanes(program.eval(), fitted, correct=True).corrections
         release_memory()
-        plain = [value for item in items for value in run(program.eval(), item)]
-        if relative_noise(expected, corrected) > WORTH_IT * relative_noise(expected, plain):
-            edit.note("Bias correction does not bring the outputs nearer to the float ones; it is left out.")
-            return edit.finish()
         nodes = {node.name: node for node in edit.graph.nodes}
         for name, correction in corrections.items():
             _shift_bias(edit, nodes[name], correction)
+        corrected = edit.finish()
+        if _noise_left(program, corrected, judged) < (WORTH_IT if len(items) > 1 else WORTH_IT_FITTED):
+            return corrected
+        edit = Edit(program, by=self)
+        edit.note("Bias correction does not bring the outputs nearer to the float ones; it is left out.")
         return edit.finish()
+
+
+def _noise_left(before: Program, after: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
+    """Return the share of the outputs' noise that a correction leaves."""
+    plain = _run_both_lanes(before.eval(), items, correct=False)
+    corrected = [value for item in items for value in run(after.eval(), item)]
+    noise = relative_noise(plain.exact, plain.quantized)
+    return relative_noise(plain.exact, corrected) / noise if noise else 1.0
 
 
 def _is_quantized_layer(node: fx.Node) -> bool:
@@ -77,13 +90,17 @@ def _is_fake(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.target is fake_quantize
 
 
-def _run_both_lanes(
-    program: Program, items: Sequence[tuple[Tensor, ...]]
-) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
-    """Run all items side by side, in float and behind quantization, and correct each layer as it comes.
+@dataclass(frozen=True)
+class _LanesRun:
+    """Outputs of all items in float and behind quantization, and the corrections by the name of the layer."""
 
-    Returns the corrections by the name of the layer, and the outputs of all items in both lanes.
-    """
+    exact: list[Any]
+    quantized: list[Any]
+    corrections: dict[str, Tensor]
+
+
+def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], correct: bool) -> _LanesRun:
+    """Run all items side by side, in float and behind quantization, and correct each layer as it comes if asked to."""
     last_read = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
     dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
     for source, node in last_read.items():
@@ -100,13 +117,13 @@ def _run_both_lanes(
                 values[node] = _both(program, node, values)
             if node.op == "output":
                 break
-            if _is_quantized_layer(node):
+            if correct and _is_quantized_layer(node):
                 corrections[node.name] = _correct(node, lanes)
             for values in lanes:
                 for source in dead[node]:
                     values.pop(source, None)
     outputs = [values[program.output_node] for values in lanes]
-    return corrections, [v for left, _ in outputs for v in left], [v for _, right in outputs for v in right]
+    return _LanesRun([v for left, _ in outputs for v in left], [v for _, right in outputs for v in right], corrections)
 
 
 def _both(program: Program, node: fx.Node, values: Lanes) -> tuple[Any, Any]:

@@ -52,13 +52,22 @@ def test_each_layer_keeps_its_mean_behind_the_corrected_layers_before() -> None:
 
 
 def test_a_layer_without_bias_gets_one_and_becomes_integer_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxopt.passes.quantize.correct_bias.WORTH_IT", math.inf)
+    monkeypatch.setattr("fxopt.passes.quantize.correct_bias.WORTH_IT_FITTED", math.inf)
     x = images(8)
     model = coarse(nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 16, 3, bias=False)))
     corrected = CorrectBias([x])(calibrated(capture(model, x), x))
     converted = verify(Convert("x86")(corrected), full=True)
     buffers = dict(converted.module.named_buffers())
     assert buffers["0.weight_bias_int32"].dtype is torch.int32
+
+
+def test_what_only_fits_its_own_samples_is_left_out() -> None:
+    """Corrections from images of one kind must not pass when they are judged on images of another."""
+    bright, dark = images(8) + 3.0, images(8) - 3.0
+    before = calibrated(program_of(coarse(Residual()), bright), bright, dark)
+    after = CorrectBias([bright, dark])(before)
+    assert "left out" in after.notes[-1]
+    assert torch.equal(after(dark), before(dark))
 
 
 def test_what_does_not_help_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +80,7 @@ def test_what_does_not_help_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPa
 
 
 def test_shared_biases_are_corrected_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxopt.passes.quantize.correct_bias.WORTH_IT", math.inf)
+    monkeypatch.setattr("fxopt.passes.quantize.correct_bias.WORTH_IT_FITTED", math.inf)
 
     class Shared(nn.Module):
         def __init__(self) -> None:
