@@ -104,7 +104,8 @@ def _lower_linear(edit: Edit, node: fx.Node, target: Target) -> None:
         _become(edit, node, matmul_integer_to_float, q, stored, x_scale, scale, x_zero, zero, bias)
     elif node.meta["val"].ndim > 2:
         stored, (scale, zero) = _transposed(edit, weight), weight.args[1:3]
-        transposed = edit.call(dequantize, stored, scale, zero, 1, before=node, name=f"{weight.name}_t")
+        axis = None if argument(weight, "axis") is None else 1
+        transposed = edit.call(dequantize, stored, scale, zero, axis, before=node, name=f"{weight.name}_t")
         _become(edit, node, aten.matmul.default, x, transposed)
         if bias is not None:
             _add_bias(edit, node, bias)

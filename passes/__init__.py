@@ -12,6 +12,7 @@ from fxopt.passes.cleanup import (
     MergeLinear,
 )
 from fxopt.passes.quantize import (
+    FIXED_POINT,
     Calibrate,
     Convert,
     CorrectBias,
@@ -21,10 +22,12 @@ from fxopt.passes.quantize import (
     QuantizeDynamic,
     QuantizeWeights,
     RoundGptq,
+    Scheme,
 )
 
 __all__ = [
     "CLEANUP",
+    "FIXED_POINT",
     "Calibrate",
     "Convert",
     "CorrectBias",
@@ -42,4 +45,5 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeWeights",
     "RoundGptq",
+    "Scheme",
 ]

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import fx
 
-from fxopt.errors import TargetError, where
+from fxopt.errors import ExportError, TargetError, where
 from fxopt.export.builder import CONTRIB, OnnxGraph, Rule
 from fxopt.export.packed import Packed
 from fxopt.graph.blocks import dequantize_blocks as dequantize_blocks_op
@@ -56,6 +56,8 @@ def fake_quantize(
     g: OnnxGraph, x: fx.Node, scale: fx.Node, zero_point: fx.Node, axis: int | None, quant_min: int, quant_max: int
 ) -> str:
     """fxopt::fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max) -> Tensor"""  # noqa: E501
+    if quant_max - quant_min > 255:
+        raise ExportError(f"{where(g.node)} has more than 8 bits: it is for simulation only, run the Program in torch.")
     dtype = torch.int8 if quant_min < 0 else torch.uint8
     q = _quantized(g, x, scale, zero_point, axis, (quant_min, quant_max), dtype)
     return g.op("DequantizeLinear", q, scale, _zero_point(g, zero_point, dtype), axis=axis)

@@ -10,8 +10,10 @@ from fxopt.passes.quantize.quantize import Quantize
 from fxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
 from fxopt.passes.quantize.round_gptq import RoundGptq
+from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
 
 __all__ = [
+    "FIXED_POINT",
     "Calibrate",
     "Convert",
     "CorrectBias",
@@ -22,5 +24,6 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeWeights",
     "RoundGptq",
+    "Scheme",
     "place",
 ]

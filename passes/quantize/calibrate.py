@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxopt.errors import CaptureError, DataError, PassError, where
+from fxopt.errors import CaptureError, DataError, where
 from fxopt.graph.capture import call_of
 from fxopt.graph.ops import fake_quantize, observe
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument, constant
+from fxopt.passes.quantize.choose_ranges import FirstItems, choose_ranges
 from fxopt.passes.quantize.nodes import insert
-from fxopt.passes.quantize.observers import OBSERVERS, SMALLEST_STEP, Observer, RangeObserver, affine_parameters
+from fxopt.passes.quantize.observers import HistogramObserver, Observer, RangeObserver, check_observer, make_observer
+from fxopt.passes.quantize.range_search import Range
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds
+from fxopt.passes.quantize.scheme import Levels, Scheme
+from fxopt.passes.quantize.weight_scales import largest_integer, symmetric_scales
 from fxopt.target import find_target
 
-QUANT_MIN, QUANT_MAX = 0, 255
 # A bias is stored in steps of input scale × weight scale; this bound keeps it inside int32 with a bit to spare.
 BIAS_MAX = 2**30
 
@@ -31,49 +34,68 @@ class Calibrate:
     """Run calibration data through a Program with observers and replace each observer by `fake_quantize`.
 
     - `data`: any iterable of items like the example inputs (a Tensor, a tuple or a dict); read once, streamed.
-    - `observer`: "minmax" (smallest to largest value) or "mse" (least squared error on a histogram of 2048 bins; a
-      batch enters with at most 65 536 elements a value, taken at a fixed stride, and with all of a long tail).
+    - `observer`: how the range of a value follows from the data.
+      "minmax": smallest to largest value. "moving-average": exponential moving averages of each item's smallest and
+      largest value (Jacob et al. 2018). The others use a histogram of 2048 bins, which a batch enters with at most
+      65 536 elements a value, taken at a fixed stride, and with all of a long tail. "mse": least squared error.
+      "percentile": the middle 99.99 %. "entropy": least Kullback-Leibler divergence (Migacz 2017). "auto": of mse,
+      minmax, percentile and entropy, the one with the least error of the layers that read the value, see choose_ranges.
     - `target`: the target that the observers were inserted for.
+    - `scheme`: bits, symmetry, form of the scales, clips of weights.
 
-    Activations get a uint8 range per tensor (scale, zero point), one for each group; weights a symmetric int8 range
-    per output channel, as wide as the target's kernels allow: [-127, 127] for most. Both are buffers: GROUP_scale,
-    GROUP_zero_point.
+    Activations get a range per tensor (scale, zero point), one for each group; weights a symmetric one, by default per
+    output channel, as wide as bits and the target's kernels allow. Both are buffers: GROUP_scale, GROUP_zero_point.
+    Where a clip (relu6, ...) comes before symmetric
+    or power-of-two levels, they end where the clip does, so that their saturation does the same.
 
-    Raises DataError for data that is empty, does not fit, or holds NaN or infinity; TargetError.
+    Raises PassError for an observer that does not exist, DataError for data that is empty, does not fit, or holds NaN
+    or infinity; TargetError.
     """
 
     data: Iterable[Any] = field(repr=False)
     observer: Observer = "mse"
     target: str = "x86"
+    scheme: Scheme = field(default_factory=Scheme)
 
     def __post_init__(self) -> None:
-        if self.observer not in get_args(Observer):
-            raise PassError(f"There is no observer '{self.observer}'. Choose one of {', '.join(get_args(Observer))}.")
+        check_observer(self.observer)
 
     def __call__(self, program: Program) -> Program:
         """Return the calibrated Program."""
-        weight_max = find_target(self.target).weight_max
+        weight_max = largest_integer(self.scheme, find_target(self.target))
         if not any(node.target is observe for node in program.graph.nodes):
             return Edit(program, by=self).finish()
-        program_to_run = program.eval()
-        observers: dict[str, RangeObserver] = {
-            str(argument(node, "name")): OBSERVERS[self.observer]() for node in _observed_values(program_to_run.graph)
-        }
-        observe_data(program_to_run, self.data, observers)
+        ranges = self._ranges(program.eval(), weight_max)
         edit = Edit(program, by=self)
-        _quantize_values(edit, {group: found.range(QUANT_MAX - QUANT_MIN) for group, found in observers.items()})
-        _quantize_weights(edit, weight_max)
+        _quantize_values(edit, ranges, self.scheme)
+        _quantize_weights(edit, self.scheme, weight_max)
         return edit.finish()
+
+    def _ranges(self, program: Program, weight_max: int) -> dict[str, Range]:
+        observers = {
+            str(argument(node, "name")): make_observer(self.observer) for node in _observed_values(program.graph)
+        }
+        first = FirstItems()
+        observe_data(program, self.data, observers, first.take if self.observer == "auto" else None)
+        if self.observer == "auto":
+            histograms = {group: o.histogram for group, o in observers.items() if isinstance(o, HistogramObserver)}
+            return choose_ranges(program, first.items, histograms, self.scheme, weight_max)
+        return {group: observer.range(self.scheme) for group, observer in observers.items()}
 
 
 def _observed_values(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.target is observe and not is_constant(node.args[0])]
 
 
-def observe_data(program: Program, data: Iterable[Any], observers: Mapping[str, RangeObserver]) -> int:
+def observe_data(
+    program: Program,
+    data: Iterable[Any],
+    observers: Mapping[str, RangeObserver],
+    on_item: Callable[[tuple[Tensor, ...]], None] | None = None,
+) -> int:
     """Run every item through a Program with observe nodes and let the observers see the values; returns how many.
 
-    Raises DataError, naming the item.
+    `on_item` gets the inputs of each item, after its run. Raises DataError, naming the item.
     """
     try:
         items = iter(data)
@@ -89,6 +111,10 @@ def observe_data(program: Program, data: Iterable[Any], observers: Mapping[str, 
         tensors = _tensors_of(program, number, item)
         with torch.no_grad():
             _ObservedRun(program.module, number, observers).run(*tensors)
+        for observer in observers.values():
+            observer.end_item()
+        if on_item is not None:
+            on_item(tensors)
         count += 1
     if count == 0:
         raise DataError("The calibration data is empty: give at least one item (a one-shot iterator may be used up).")
@@ -140,7 +166,7 @@ class _ObservedRun(fx.Interpreter):
         return value
 
 
-def _quantize_values(edit: Edit, ranges: Mapping[str, tuple[float, float]]) -> None:
+def _quantize_values(edit: Edit, ranges: Mapping[str, Range], scheme: Scheme) -> None:
     bounds: dict[str, list[Bounds]] = {group: [] for group in ranges}
     nodes = _observed_values(edit.graph)
     for node in nodes:
@@ -149,23 +175,32 @@ def _quantize_values(edit: Edit, ranges: Mapping[str, tuple[float, float]]) -> N
         if (limits := clip_bounds(source)) is not None:
             bounds[group].append(limits)
     start = next(node for node in edit.graph.nodes if node.op != "placeholder")
-    parameters: dict[str, tuple[fx.Node, fx.Node]] = {}
+    parameters: dict[str, tuple[fx.Node, fx.Node, int, int]] = {}
     for group, (low, high) in ranges.items():
-        scale, zero_point = affine_parameters(low, high, QUANT_MIN, QUANT_MAX)
-        scale = _absorbing_scale(scale, zero_point, bounds[group])
+        scale, zero_point, levels = _absorbing_levels(scheme.levels(low), low, high, bounds[group])
+        zero = torch.tensor(zero_point, dtype=_zero_point_dtype(levels))
         parameters[group] = (
             edit.add_constant(f"{group}_scale", torch.tensor(scale, dtype=torch.float32), before=start),
-            edit.add_constant(f"{group}_zero_point", torch.tensor(zero_point, dtype=torch.uint8), before=start),
+            edit.add_constant(f"{group}_zero_point", zero, before=start),
+            levels.quant_min,
+            levels.quant_max,
         )
     for node in nodes:
         source, group = node.args
         assert isinstance(source, fx.Node) and isinstance(group, str)
-        scale_node, zero_node = parameters[group]
+        scale_node, zero_node, low_level, high_level = parameters[group]
         fake = insert(
-            edit, fake_quantize, source, scale_node, zero_node, None, QUANT_MIN, QUANT_MAX,
+            edit, fake_quantize, source, scale_node, zero_node, None, low_level, high_level,
             before=node, name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
         )  # fmt: skip
         edit.replace(node, fake)
+
+
+def _zero_point_dtype(levels: Levels) -> torch.dtype:
+    """Return the 8-bit dtype that levels are part of; int32 where none is wide enough."""
+    if levels.steps > 255:
+        return torch.int32
+    return torch.int8 if levels.quant_min < 0 else torch.uint8
 
 
 def clip_is_redundant(scale: float, zero_point: int, bounds: Bounds, quant_min: int, quant_max: int) -> bool:
@@ -175,39 +210,50 @@ def clip_is_redundant(scale: float, zero_point: int, bounds: Bounds, quant_min: 
     return below and (high == math.inf or round(high) + zero_point >= quant_max)
 
 
-def _absorbing_scale(scale: float, zero_point: int, bounds: Iterable[Bounds]) -> float:
+def _absorbing_levels(levels: Levels, low: float, high: float, bounds: list[Bounds]) -> tuple[float, int, Levels]:
+    """Return scale, zero point and levels of a range, such that clipping to any of the bounds before is redundant.
+
+    An affine scale shrinks by rounding errors. Other scales are not free: there the levels end where the clip does,
+    which is exact, since rounding keeps the order of values.
+    """
+    scale, zero_point = levels.parameters(low, high)
+    if not (levels.symmetric or levels.power_of_two):
+        return _absorbing_scale(scale, zero_point, levels, bounds), zero_point, levels
+    if len(set(bounds)) == 1 and bounds[0][0] <= 0 <= bounds[0][1]:
+        step = torch.tensor(scale, dtype=torch.float32)
+        ends = (torch.round(torch.tensor(bounds[0]) / step) + zero_point).clamp(levels.quant_min, levels.quant_max)
+        levels = replace(levels, quant_min=int(ends[0]), quant_max=int(ends[1]))
+    return scale, zero_point, levels
+
+
+def _absorbing_scale(scale: float, zero_point: int, levels: Levels, bounds: Iterable[Bounds]) -> float:
     """Shrink a scale by rounding errors, until clipping to any of the bounds is redundant."""
     for limits in bounds:
         for shrink in range(24):
             factor = 1 - 2.0 ** (shrink - 30) if shrink else 1.0
             candidate = float(torch.tensor(scale * factor, dtype=torch.float32))
-            if clip_is_redundant(candidate, zero_point, limits, QUANT_MIN, QUANT_MAX):
+            if clip_is_redundant(candidate, zero_point, limits, levels.quant_min, levels.quant_max):
                 scale = candidate
                 break
     return scale
 
 
-def _quantize_weights(edit: Edit, weight_max: int) -> None:
+def _quantize_weights(edit: Edit, scheme: Scheme, weight_max: int) -> None:
     for node in list(edit.calls(observe)):
         source = node.args[0]
         weight = edit.constant(source)
         if weight is None or not isinstance(source, fx.Node):
             continue
-        scale = symmetric_scales(weight.detach(), weight_max, _smallest_scales(edit, node, weight.shape[0]))
+        scale = symmetric_scales(weight.detach(), weight_max, _smallest_scales(edit, node, weight.shape[0]), scheme)
         scale_node = edit.add_constant(f"{source.target}_scale", scale, before=node)
-        zeros = torch.zeros(scale.shape, dtype=torch.int8)
+        zeros = torch.zeros(scale.shape, dtype=torch.int8 if scheme.weight_bits <= 8 else torch.int32)
         zero_node = edit.add_constant(f"{source.target}_zero_point", zeros, before=node)
+        axis = 0 if scheme.per_channel else None
         fake = insert(
-            edit, fake_quantize, source, scale_node, zero_node, 0, -weight_max, weight_max,
+            edit, fake_quantize, source, scale_node, zero_node, axis, -weight_max, weight_max,
             before=min(node.users), name=node.name.replace("_observed", "_fake"), value=source.meta["val"], like=node,
         )  # fmt: skip
         edit.replace(node, fake)
-
-
-def symmetric_scales(weight: Tensor, weight_max: int, smallest: Tensor) -> Tensor:
-    """Return the scale of each output channel: its largest magnitude over `weight_max`, but no less than `smallest`."""
-    largest = weight.reshape(weight.shape[0], -1).abs().amax(1) if weight.numel() else torch.zeros(weight.shape[0])
-    return torch.maximum(largest.double() / weight_max, smallest).clamp(min=SMALLEST_STEP).to(torch.float32)
 
 
 def _smallest_scales(edit: Edit, observed: fx.Node, channels: int) -> Tensor:

@@ -35,16 +35,26 @@ class Convert:
 
     A clip (relu, relu6, ...) between an integer op and its quantization is dropped: saturation does the same. A bias
     is stored in steps of input scale × weight scale; that of a linear stays float where its kernel adds it in float.
+    Fewer than 8 bits are held in 8-bit storage, activations inside narrower limits: a runtime clips the integers.
     """
 
     target: str = "x86"
 
     def __call__(self, program: Program) -> Program:
-        """Return the converted Program. Raises PassError if an observer is left or a weight has too wide a range."""
+        """Return the converted Program.
+
+        Raises PassError if an observer is left, for more than 8 bits, and for weights too wide for the target.
+        """
         target = find_target(self.target)
         edit = Edit(program, by=self)
         for node in edit.calls(observe):
             raise PassError(f"{where(node)} is an observer without a range: run Calibrate before Convert.")
+        for node in edit.calls(fake_quantize):
+            if argument(node, "quant_max") - argument(node, "quant_min") > 255:
+                raise PassError(
+                    f"{where(node)} has more than 8 bits, which no integer kernel takes: simulation only. Run the "
+                    "calibrated Program instead of converting it."
+                )
         zero_points: dict[fx.Node, fx.Node] = {}
         for node in edit.calls(fake_quantize):
             if is_constant(node.args[0]):
@@ -98,7 +108,7 @@ def _absorb_clip(edit: Edit, node: fx.Node) -> None:
 def _convert_value(edit: Edit, node: fx.Node, target: Target, zero_points: dict[fx.Node, fx.Node]) -> None:
     source, scale, zero_point, axis, low, high = node.args
     assert isinstance(zero_point, fx.Node) and isinstance(low, int) and isinstance(high, int)
-    shift = torch.iinfo(target.activation).min - low
+    shift = torch.iinfo(target.activation).min - torch.iinfo(zero_point.meta["val"].dtype).min
     if zero_point not in zero_points:
         zero_points[zero_point] = _shifted(edit, zero_point, shift, target.activation)
     zero = zero_points[zero_point]
@@ -139,8 +149,9 @@ def _convert_bias(edit: Edit, node: fx.Node, target: Target) -> None:
     stored = edit.add_constant(f"{bias.target}_int32", integer_bias(value.detach(), scale), before=node)
     scale_node = edit.add_constant(f"{bias.target}_scale", scale, before=node)
     zeros = edit.add_constant(f"{bias.target}_zero_point", torch.zeros(scale.shape, dtype=torch.int32), before=node)
-    name = f"{node.name}_bias_dequantized"
-    node.args = (x, weight, edit.call(dequantize, stored, scale_node, zeros, 0, before=node, name=name), *node.args[3:])
+    name, axis = f"{node.name}_bias_dequantized", 0 if scale.ndim else None
+    wide = edit.call(dequantize, stored, scale_node, zeros, axis, before=node, name=name)
+    node.args = (x, weight, wide, *node.args[3:])
 
 
 def needs_integer_bias(node: fx.Node, target: Target) -> bool:

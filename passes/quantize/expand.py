@@ -18,7 +18,7 @@ from torch import fx
 
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.quantized import is_dequantized
-from fxopt.graph.rewrite import Edit
+from fxopt.graph.rewrite import Edit, argument
 from fxopt.target import Target
 
 aten = torch.ops.aten
@@ -56,10 +56,12 @@ def _hardsigmoid(edit: Edit, node: fx.Node, target: Target) -> None:
     readers = {reader for user in quantizers for reader in user.users}
     if len(quantizers) != 1 or any(set(scale.users) - readers - set(quantizers) for scale in scales):  # type: ignore[union-attr]
         return  # other values share the scale: it is not ours to choose
-    six, zero_point = _parameters(edit, node, "six", SIX_STEP, target)
-    one, _ = _parameters(edit, node, "one", SIX_STEP / 6, target)
-    _become(node, aten.add.Tensor, node.args[0], _three(edit, node, target))
     (quantizer,) = quantizers
+    lowest, highest = argument(quantizer, "quant_min"), argument(quantizer, "quant_max")
+    step = 6 / (highest - lowest - 0.1)
+    six, zero_point = _parameters(edit, node, "six", step, target, lowest)
+    one, _ = _parameters(edit, node, "one", step / 6, target, lowest)
+    _become(node, aten.add.Tensor, node.args[0], _three(edit, node, target))
     quantizer.args = (node, six, zero_point, *quantizer.args[3:])
     for reader in readers:
         reader.args = (quantizer, one, zero_point, *reader.args[3:])
@@ -76,9 +78,11 @@ def _requantized(
     return edit.call(dequantize, q, read_scale, zero_point, None, before=node, name=f"{value.name}_dequantized")
 
 
-def _parameters(edit: Edit, node: fx.Node, name: str, scale: float, target: Target) -> tuple[fx.Node, fx.Node]:
-    """Return scale and zero point of values from 0 upwards."""
-    zero = torch.tensor(torch.iinfo(target.activation).min, dtype=target.activation)
+def _parameters(
+    edit: Edit, node: fx.Node, name: str, scale: float, target: Target, lowest: int | None = None
+) -> tuple[fx.Node, fx.Node]:
+    """Return scale and zero point of values from 0 upwards, whose smallest integer is `lowest`."""
+    zero = torch.tensor(torch.iinfo(target.activation).min if lowest is None else lowest, dtype=target.activation)
     return (
         edit.add_constant(f"{node.name}_{name}_scale", torch.tensor(scale, dtype=torch.float32), before=node),
         edit.add_constant(f"{node.name}_{name}_zero_point", zero, before=node),

@@ -16,6 +16,7 @@ from fxopt.passes.quantize.correct_bias import SAMPLES, CorrectBias
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import reasons_of
+from fxopt.passes.quantize.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Quantize:
 
     - `data`: any iterable of items like the example inputs; read once, streamed.
     - `target`: the name of a row of fxopt.target.TARGETS.
-    - `observer`: "mse" (least squared error) or "minmax".
+    - `observer`: "mse" (least squared error), "minmax", "moving-average", "percentile", "entropy" or "auto" (the best
+      of them for each value), see Calibrate.
     - `keep_float`: names of nodes that stay float, or {name: reason}.
     - `correct_bias`: whether to correct biases, see CorrectBias: more exact, for twice the activations of the first 32
       samples in memory.
+    - `scheme`: bits, symmetry, form of the scales, clips of weights.
 
     What stays float and why is in the notes of the result. Raises DataError, TargetError or PassError.
     """
@@ -37,6 +40,7 @@ class Quantize:
     observer: Observer = "mse"
     keep_float: Mapping[str, str] | Collection[str] = ()
     correct_bias: bool = False
+    scheme: Scheme = field(default_factory=Scheme)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep_float", reasons_of(self.keep_float))
@@ -45,7 +49,7 @@ class Quantize:
         """Return the quantized Program."""
         data = _Remembered(self.data) if self.correct_bias and _streams(self.data) else self.data
         result = InsertObservers(self.target, self.keep_float)(program)
-        result = Calibrate(data, self.observer, self.target)(result)
+        result = Calibrate(data, self.observer, self.target, self.scheme)(result)
         if isinstance(data, _Remembered) and data.items:
             result = CorrectBias(data.items)(result)
         result = Convert(self.target)(result)

@@ -16,10 +16,10 @@ from fxopt.graph.ops import dequantize, dynamic_quantize, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import GETITEM, Edit
-from fxopt.passes.quantize.calibrate import symmetric_scales
 from fxopt.passes.quantize.insert import describe_float
 from fxopt.passes.quantize.placement import check_names, reasons_of
 from fxopt.passes.quantize.rules import linear_problem
+from fxopt.passes.quantize.weight_scales import symmetric_scales
 from fxopt.target import find_target
 
 LINEAR = torch.ops.aten.linear.default

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxopt.errors import PassError, TargetError
+from fxopt.errors import ExportError, PassError, TargetError
+from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.rewrite import constant
 from fxopt.graph.verify import verify
-from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize
+from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize, Scheme
 from fxopt.passes.quantize.calibrate import BIAS_MAX, clip_is_redundant
 from fxopt.passes.quantize.observers import Observer
 from fxopt.target import TARGETS
@@ -102,13 +103,12 @@ def test_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observ
     assert not {observe, fake_quantize} & set(targets(converted))
     assert converted.history[len(program.history) :] == (
         "InsertObservers(target='x86', keep_float={})",
-        f"Calibrate(observer='{observer}', target='x86')",
+        f"Calibrate(observer='{observer}', target='x86', scheme=Scheme())",
         *(["CorrectBias(samples=32)"] if correct else []),
         "Convert(target='x86')",
     )
-    assert (
-        whole.history[-1] == f"Quantize(target='x86', observer='{observer}', keep_float={{}}, correct_bias={correct})"
-    )
+    options = f"observer='{observer}', keep_float={{}}, correct_bias={correct}, scheme=Scheme()"
+    assert whole.history[-1] == f"Quantize(target='x86', {options})"
     assert len(whole.history) == len(program.history) + 1
 
 
@@ -252,8 +252,29 @@ def test_passes_in_the_wrong_order_say_so() -> None:
         InsertObservers("riscv")(program)
     with pytest.raises(TargetError, match="riscv"):
         Calibrate([x], target="riscv")(InsertObservers()(program))
-    with pytest.raises(PassError, match="entropy"):
-        Calibrate([x], "entropy")  # type: ignore[arg-type]
+    with pytest.raises(PassError, match="median"):
+        Calibrate([x], "median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", [Scheme(activation_bits=16), Scheme(weight_bits=16), Scheme(16, 16)])
+def test_sixteen_bits_are_for_simulation_only(scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    x = images()
+    program = program_of(Residual(), x)
+    calibrated = verify(Calibrate([x], scheme=scheme)(InsertObservers()(program)), full=True)
+    assert sqnr(program(x), calibrated(x)) > sqnr(program(x), Calibrate([x])(InsertObservers()(program))(x))
+    with pytest.raises(PassError, match="more than 8 bits, which no integer kernel takes: simulation only"):
+        Convert()(calibrated)
+    with pytest.raises(PassError, match="simulation only"):
+        Quantize([x], scheme=scheme)(program)
+    with pytest.raises(ExportError, match="more than 8 bits: it is for simulation only"):
+        to_onnx(calibrated)
+
+
+def test_sixteen_bits_everywhere_are_close_to_float() -> None:
+    x = images()
+    program = program_of(Residual(), x)
+    assert sqnr(program(x), Calibrate([x], scheme=Scheme(16, 16))(InsertObservers()(program))(x)) > 75
 
 
 def test_float_programs_claim_nothing() -> None:
