@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Census:
     - `integer`: the kernel of each node that claims to be integer and is.
     - `unfused`: for each node that claims to be integer and is not, what it became.
     - `weight_dequantize`: DequantizeLinear nodes left on constant weights (they run on every inference).
+    - `stored_weights`: how many more of those belong to ops whose weights are only to be stored as integers.
     - `float_compute`: convolutions and matrix products that run in float.
     """
 
@@ -52,6 +53,7 @@ class Census:
     integer: Mapping[str, str] = field(default_factory=dict)
     unfused: Mapping[str, str] = field(default_factory=dict)
     weight_dequantize: int = 0
+    stored_weights: int = 0
     float_compute: tuple[str, ...] = ()
 
     @property
@@ -69,8 +71,12 @@ def take_census(
     model: str | Path | onnx.ModelProto,
     claimed: Mapping[str, str] | None = None,
     settings: Mapping[str, str] | None = None,
+    stored: Collection[str] = (),
 ) -> Census:
-    """Let onnxruntime optimise a model and count what came out. `claimed` are the nodes that claim to be integer."""
+    """Let onnxruntime optimise a model and count what came out.
+
+    `claimed` are the nodes that claim to be integer, `stored` those that read stored integer weights as floats.
+    """
     with tempfile.TemporaryDirectory(prefix="fxopt-census-") as folder:
         path = Path(folder) / "optimized.onnx"
         large = {
@@ -79,10 +85,10 @@ def take_census(
         }
         Session(model, optimized=path, settings={**(settings or {}), **large})
         optimized = onnx.load(path, load_external_data=False)
-    return count_kernels(optimized.graph, claimed or {})
+    return count_kernels(optimized.graph, claimed or {}, stored)
 
 
-def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
+def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str], stored: Collection[str] = ()) -> Census:
     """Read the census off an optimised graph."""
     constants = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
@@ -99,11 +105,13 @@ def count_kernels(graph: onnx.GraphProto, claimed: Mapping[str, str]) -> Census:
         elif claimed[name] != "data":  # what only moves values may have been merged away
             unfused[name] = "nothing of that name"
     weights = [node.name for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants]
+    asked_for = [name for name in weights if name.partition(".")[0] in stored]
     return Census(
         kernels=dict(sorted(Counter(node.op_type for node in graph.node).items())),
         integer=integer,
         unfused=unfused,
-        weight_dequantize=len(weights),
+        weight_dequantize=len(weights) - len(asked_for),
+        stored_weights=len(asked_for),
         float_compute=tuple(node.name for node in graph.node if node.op_type in FLOAT_COMPUTE),
     )
 

@@ -112,8 +112,13 @@ def _lower_linear(edit: Edit, node: fx.Node, target: Target) -> None:
 
 
 def _transposed(edit: Edit, weight: fx.Node) -> fx.Node:
-    """Return the stored integers of a weight as [inputs, outputs]."""
+    """Return the stored integers of a weight as [inputs, outputs].
+
+    Those of a table that an embedding reads too stay as they are in the file: onnxruntime transposes them at loading.
+    """
     source = _node(weight.args[0])
+    if any(user.target is aten.embedding.default for user in source.users):
+        return edit.call(aten.t.default, source, before=weight, name=f"{source.name}_transposed")
     for user in source.graph.find_nodes(op="get_attr"):
         if user.target == f"{source.target}_transposed":
             return _node(user)

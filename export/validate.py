@@ -9,7 +9,7 @@ target has too gives the very same outputs. On a numeric failure the first node 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fxopt.export.session import Level, Session
 from fxopt.export.sweep import Run, sweep_inputs
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import integer_nodes
+from fxopt.graph.quantized import integer_nodes, stored_nodes
 from fxopt.target import TARGETS, Target, find_target
 
 # What a file is loaded with, one after the other: a title, the optimisation level, and the number of threads.
@@ -92,7 +92,7 @@ def validate(
     """
     found = find_target(target)
     claimed = integer_nodes(program)
-    proof = _Proof(str(model), program.eval(), found, claimed, tolerance, sqnr)
+    proof = _Proof(str(model), program.eval(), found, claimed, stored_nodes(program), tolerance, sqnr)
     result = proof.run(tuple(inputs))
     if raise_on_failure:
         result.raise_on_failure(str(model))
@@ -107,6 +107,7 @@ class _Proof:
     program: Program
     target: Target
     claimed: Mapping[str, str]
+    stored: Collection[str]
     tolerance: float
     sqnr: float
     failures: list[str] = field(default_factory=list)
@@ -195,7 +196,7 @@ class _Proof:
 
     def _take_census(self) -> Census | None:
         try:
-            census = take_census(self.model, self.claimed, self.target.session)
+            census = take_census(self.model, self.claimed, self.target.session, self.stored)
         except ValidationError:
             return None  # the session that failed to load has been reported
         self._judge(census)
@@ -213,7 +214,7 @@ class _Proof:
             self.failures.append(
                 f"'{name}' is quantized but runs as {kernel}, not as an integer kernel of target {self.target.name}."
             )
-        if census.weight_dequantize and self.claimed:
+        if census.weight_dequantize and (self.claimed or self.stored):
             self.failures.append(f"{census.weight_dequantize} constant weights are dequantized on every run.")
 
 

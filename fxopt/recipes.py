@@ -9,8 +9,9 @@ from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
-from fxopt.passes.quantize import Gptq, Quantize, QuantizeDynamic, QuantizeWeights, place
+from fxopt.passes.quantize import Gptq, Quantize, QuantizeDynamic, QuantizeEmbeddings, QuantizeWeights, place
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
+from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
 from fxopt.target import Target
 
@@ -36,7 +37,7 @@ def quantizations(
     if recipe == "int8-dynamic" or data is None:
         return {"dynamic": dynamic_int8(baseline, target)}
     result = {"static": static_int8(baseline, target, data)}
-    if recipe == "int8" and choice and _dynamic_share(baseline) >= DYNAMIC_SHARE:
+    if recipe == "int8" and choice and _dynamic_share(baseline, target) >= DYNAMIC_SHARE:
         result["mixed"] = mixed_int8(baseline, target, data)
     return result
 
@@ -52,10 +53,12 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quant
 
 
 def dynamic_int8(baseline: Program, target: Target) -> Quantization:
-    """Quantize linears, with ranges taken anew on every run."""
+    """Quantize linears and LSTMs, with ranges taken anew on every run, and the tables of embeddings."""
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        return dynamic_float_reasons(baseline, kept), Pipeline((QuantizeDynamic(kept, target=target.name),))(baseline)
+        layers = Pipeline((QuantizeDynamic(kept, target.name),))(baseline)
+        reasons = dynamic_float_reasons(baseline, kept, target) | embedding_float_reasons(layers, kept)
+        return reasons, Pipeline((QuantizeEmbeddings(kept),))(layers)
 
     return quantize
 
@@ -71,8 +74,8 @@ def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Qu
 
 
 def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
-    """Quantize linears with ranges taken on every run, and with calibrated ranges the rest that the target runs."""
-    dynamic = dict.fromkeys(integer_nodes(QuantizeDynamic()(baseline)), "its range is taken on every run")
+    """Quantize linears and LSTMs with ranges taken on every run, and with calibrated ranges the rest that can be."""
+    dynamic = dict.fromkeys(_dynamic_nodes(baseline, target), "its range is taken on every run")
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         static = place(baseline, target, {**kept, **dynamic}).float_reasons
@@ -82,13 +85,18 @@ def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quanti
             Quantize(data, target=target.name, keep_float={**kept, **dynamic}),
             QuantizeDynamic(again, target.name),
         )
-        return {**reasons, **dynamic_float_reasons(baseline, kept)}, Pipeline(steps)(baseline)
+        return {**reasons, **dynamic_float_reasons(baseline, kept, target)}, Pipeline(steps)(baseline)
 
     return quantize
 
 
-def _dynamic_share(baseline: Program) -> float:
+def _dynamic_nodes(baseline: Program, target: Target) -> list[str]:
+    """List the layers that can have dynamic ranges, by the names they have in the float Program."""
+    claimed = integer_nodes(QuantizeDynamic(target=target.name)(baseline))
+    return [node.name for node in baseline.graph.nodes if node.name in claimed]
+
+
+def _dynamic_share(baseline: Program, target: Target) -> float:
     """Return the share of the multiply-accumulates in layers that can have dynamic ranges."""
-    dynamic = integer_nodes(QuantizeDynamic()(baseline))
     counts = macs_by_node(baseline)
-    return sum(counts.get(name, 0) for name in dynamic) / max(sum(counts.values()), 1)
+    return sum(counts.get(name, 0) for name in _dynamic_nodes(baseline, target)) / max(sum(counts.values()), 1)

@@ -71,6 +71,8 @@ def census_rows(report: Report) -> list[tuple[str, str]]:
     rows.append(("transposes", str(census.transposes)))
     if is_compressed(report):
         rows.append(("weights dequantized on every run", str(census.weight_dequantize)))
+        if census.stored_weights:
+            rows.append(("weights stored as int8, dequantized on every run", str(census.stored_weights)))
         rows.append(("quantized nodes that did not fuse", _named(tuple(census.unfused))))
     if report.delegated:
         ops = ", ".join(f"{op} ({len(nodes)})" for op, nodes in report.delegated.items())

@@ -56,6 +56,7 @@ class Target:
     - `activation`, `weight`: the dtypes of integer activations and weights.
     - `contrib_ops`: whether onnxruntime's com.microsoft ops may be emitted.
     - `convolution`: which convolutions have a fast integer kernel.
+    - `lstm_minimum`: the fewest hidden units of an LSTM that an integer kernel runs faster; None: there is none.
     - `chain_ops`: ops that are integer only between integer ops.
     - `attention`: whether a whole scaled_dot_product_attention is worth opset 23's Attention op.
     - `session`: onnxruntime session options under which its fusions hold (on this machine, for checking).
@@ -69,6 +70,7 @@ class Target:
     contrib_ops: bool
     attention: bool
     convolution: ConvolutionKernels = field(default_factory=ConvolutionKernels)
+    lstm_minimum: int | None = None
     chain_ops: frozenset[Callable[..., Any]] = CHAIN_OPS
     session: Mapping[str, str] = field(default_factory=dict)
     weight_max: int = 127
@@ -83,6 +85,7 @@ X86 = Target(
     contrib_ops=True,
     attention=True,
     convolution=ConvolutionKernels(pad_input={3: 4}),
+    lstm_minimum=96,
 )
 TARGETS: dict[str, Target] = {
     "x86": X86,
@@ -107,6 +110,7 @@ TARGETS: dict[str, Target] = {
         contrib_ops=True,
         attention=True,
         convolution=ConvolutionKernels(input_multiple=1, input_minimum=3),
+        lstm_minimum=96,
         session={"session.qdqisint8allowed": "1"},
     ),
     "portable": Target(

@@ -20,9 +20,11 @@ from fxopt.passes.quantize import (
     InsertObservers,
     Quantize,
     QuantizeDynamic,
+    QuantizeEmbeddings,
     QuantizeWeights,
     RoundGptq,
     Scheme,
+    StoreInt8,
 )
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "MergeLinear",
     "Quantize",
     "QuantizeDynamic",
+    "QuantizeEmbeddings",
     "QuantizeWeights",
     "RoundGptq",
     "Scheme",
+    "StoreInt8",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from fxopt.errors import ExportError, where
 from fxopt.export.builder import OnnxGraph, Rule, Value
 from fxopt.export.delegate import delegate
+from fxopt.graph.quantized import is_dequantized_weight
 
 aten = torch.ops.aten
 
@@ -153,7 +154,7 @@ def _layers(
     batch_first: bool,
 ) -> Value:
     """Emit one op a layer; returns the sequence and the last states, as torch shapes them."""
-    if any(g.tensor(parameter) is None for parameter in params):
+    if any(g.tensor(parameter) is None and not is_dequantized_weight(parameter) for parameter in params):
         return delegate(g, g.node)
     directions = 2 if bidirectional else 1
     each = len(params) // (num_layers * directions)
@@ -167,7 +168,7 @@ def _layers(
         y, *last = _layer(g, cell, x, own, initial)
         lasts.append(tuple(last))
         features = int(g.val(params[each * begin + 1]).shape[-1]) * directions
-        x = _join_directions(g, y, features, directions, batch_first and layer == num_layers - 1)
+        x = join_directions(g, y, features, directions, batch_first and layer == num_layers - 1)
     finals = [g.op("Concat", *parts, axis=0) if num_layers > 1 else parts[0] for parts in zip(*lasts, strict=True)]
     return (x, *finals)
 
@@ -176,25 +177,55 @@ def _layer(
     g: OnnxGraph, cell: _Cell, x: str, directions: Sequence[Sequence[fx.Node | None]], initial: Sequence[str | None]
 ) -> tuple[str, ...]:
     """Emit the op of one layer, given its parameters by direction."""
-    tensors = [[g.tensor(node) for node in own] for own in directions]
-    inputs, hiddens = (torch.stack([_reorder(own[i], cell) for own in tensors]) for i in (0, 1))
+    inputs, hiddens, *rest = zip(*directions, strict=True)
     projection = None
-    if len(tensors[0]) % 2:  # [directions, hidden, projected]
-        projection = torch.stack([own[-1].t() for own in tensors if own[-1] is not None])
-        hiddens = (hiddens.double() @ projection.double().mT).to(hiddens.dtype)
+    if len(rest) % 2:  # [directions, hidden, projected]
+        projection = torch.stack([_tensor(g, node).t() for node in rest[-1]])
         initial = [_unproject(g, initial[0], projection), *initial[1:]]
-    bias = None
-    if len(tensors[0]) >= 4 and tensors[0][2] is not None:
-        bias = torch.stack([torch.cat([_reorder(own[2], cell), _reorder(own[3], cell)]) for own in tensors])
-    names = [None if node is None else str(node.target) for node in directions[0]]
-    weights = [g.constant(inputs, name=names[0]), g.constant(hiddens, name=names[1])]
-    weights.append("" if bias is None else g.constant(bias, name=names[2]))
-    attributes = cell.attributes(int(hiddens.shape[-1]), len(directions))
+    weights = [_weight(g, cell, inputs), _weight(g, cell, hiddens, projection)]
+    if len(rest) >= 2 and rest[0][0] is not None:
+        weights.append(g.constant(_biases(g, cell, *rest[:2]), name=str(rest[0][0].target)))
+    attributes = cell.attributes(int(g.val(inputs[0]).shape[0]) // len(cell.gates), len(directions))
+    weights += [""] * (3 - len(weights))
     y, *lasts = g.ops(cell.op, x, *weights, None, *initial, outputs=1 + len(initial), **attributes)
     if projection is not None:
         factor = g.constant(projection)
         y, lasts[0] = g.op("MatMul", y, factor), g.op("MatMul", lasts[0], factor)
     return (y, *lasts)
+
+
+def _weight(g: OnnxGraph, cell: _Cell, nodes: Sequence[fx.Node | None], projection: Tensor | None = None) -> str:
+    """Return a weight [directions, gates·units, columns], given that of each direction."""
+    first = nodes[0]
+    if is_dequantized_weight(first):
+        return _stored_weight(g, cell, nodes)
+    weight = torch.stack([reorder_gates(_tensor(g, node), cell) for node in nodes])
+    if projection is not None:
+        weight = (weight.double() @ projection.double().mT).to(weight.dtype)
+    return g.constant(weight, name=str(first.target) if first is not None else None)
+
+
+def _stored_weight(g: OnnxGraph, cell: _Cell, nodes: Sequence[Any]) -> str:
+    """Dequantize a weight that is stored as integers, with one scale a row."""
+    integers, scales, zeros = (
+        torch.cat([reorder_gates(_tensor(g, node.args[i]), cell) for node in nodes]) for i in range(3)
+    )
+    names = [str(value.target) for value in nodes[0].args[:3]]
+    parts = [g.constant(tensor, name=name) for tensor, name in zip((integers, scales, zeros), names, strict=True)]
+    rows, columns = integers.shape
+    return g.op("Reshape", g.op("DequantizeLinear", *parts, axis=0), [len(nodes), rows // len(nodes), columns])
+
+
+def _biases(g: OnnxGraph, cell: _Cell, inputs: Sequence[fx.Node | None], hiddens: Sequence[fx.Node | None]) -> Tensor:
+    """Return both biases of each direction, one after the other."""
+    pairs = zip(inputs, hiddens, strict=True)
+    return torch.stack([torch.cat([reorder_gates(_tensor(g, node), cell) for node in pair]) for pair in pairs])
+
+
+def _tensor(g: OnnxGraph, node: fx.Node | None) -> Tensor:
+    value = g.tensor(node)
+    assert value is not None
+    return value
 
 
 def _unproject(g: OnnxGraph, initial: str | None, projection: Tensor) -> str | None:
@@ -206,8 +237,8 @@ def _unproject(g: OnnxGraph, initial: str | None, projection: Tensor) -> str | N
     return g.op("MatMul", initial, torch.linalg.pinv(projection.double()).to(projection.dtype))
 
 
-def _reorder(parameter: Tensor | None, cell: _Cell) -> Tensor:
-    assert parameter is not None
+def reorder_gates(parameter: Tensor, cell: _Cell) -> Tensor:
+    """Return a parameter [gates·units, ...] with its gates in ONNX's order."""
     gates = parameter.chunk(len(cell.gates))
     return torch.cat([gates[gate] for gate in cell.gates])
 
@@ -226,7 +257,7 @@ def _of_layer(g: OnnxGraph, first: str | None, begin: int, directions: int, num_
     return g.op("Slice", first, [begin], [begin + directions], [0])
 
 
-def _join_directions(g: OnnxGraph, y: str, features: int, directions: int, swap_batch: bool) -> str:
+def join_directions(g: OnnxGraph, y: str, features: int, directions: int, swap_batch: bool) -> str:
     """Turn ONNX's (time, directions, batch, hidden) into (time, batch, features), or batch first."""
     if directions == 1 and not swap_batch:
         return g.op("Squeeze", y, [1])

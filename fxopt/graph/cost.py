@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 
+from fxopt.graph.dynamic_lstm import dynamic_lstm
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument, constant
 
@@ -62,6 +63,11 @@ def _recurrent(node: fx.Node) -> int:
     return steps * sum(_count(matrix) for matrix in matrices)
 
 
+def _dynamic_lstm(node: fx.Node) -> int:
+    steps = math.prod(_size(size) for size in _fake(argument(node, "input")).shape[:2])
+    return steps * sum(_count(_fake(argument(node, name))) for name in ("weight_ih", "weight_hh"))
+
+
 COST_RULES: dict[Any, Callable[[fx.Node], int]] = {
     aten.conv1d.default: _convolution,
     aten.conv1d.padding: _convolution,
@@ -83,6 +89,7 @@ COST_RULES: dict[Any, Callable[[fx.Node], int]] = {
     aten.gru.input: _recurrent,
     aten.rnn_tanh.input: _recurrent,
     aten.rnn_relu.input: _recurrent,
+    dynamic_lstm: _dynamic_lstm,
 }
 
 

@@ -1,6 +1,7 @@
-"""The sigmoid of onnxruntime: a rational approximation, whose last bit can decide a rounding to integers.
+"""The sigmoid and tanh of onnxruntime: rational approximations, whose last bit can decide a rounding to integers.
 
-1/(1 + e^-x) = 1/2 + x·P(x²)/Q(x²) on [-18, 18], in float32 with fused multiply-adds (x86 with AVX2 and later).
+1/(1 + e^-x) = 1/2 + x·P(x²)/Q(x²) on [-18, 18] and tanh x = x·P(x²)/Q(x²) on [-9, 9], in float32 with fused
+multiply-adds (x86 with AVX2 and later).
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ DENOMINATOR = (
     9.93151921023180e-01,
 )  # fmt: skip
 
+TANH_LIMIT = 9.0
+TANH_NUMERATOR = (
+    -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05,
+    6.37261928875436e-04, 4.89352455891786e-03,
+)  # fmt: skip
+TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+
 
 def logistic(x: Tensor) -> Tensor:
     """Return the sigmoid of a float32 tensor as onnxruntime computes it."""
@@ -24,6 +32,13 @@ def logistic(x: Tensor) -> Tensor:
     square = value * value
     ratio = _polynomial(NUMERATOR, square) * value / _polynomial(DENOMINATOR, square)
     return (ratio + 0.5).clamp(0.0, 1.0)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Return the hyperbolic tangent of a float32 tensor as onnxruntime computes it."""
+    value = x.float().clamp(-TANH_LIMIT, TANH_LIMIT)
+    square = value * value
+    return _polynomial(TANH_NUMERATOR, square) * value / _polynomial(TANH_DENOMINATOR, square)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:

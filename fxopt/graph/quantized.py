@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.graph.blocks import dequantize_blocks, matmul_nbits
+from fxopt.graph.dynamic_lstm import dynamic_lstm
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
+from fxopt.graph.recurrent import RECURRENT_SHAPES
 
 aten = torch.ops.aten
 
@@ -91,22 +93,40 @@ def _(
 # x[..., K] and weight[K, N] of 8 bits -> float[..., N]: the integer product times both scales, plus a float bias.
 matmul_integer_to_float = torch.ops.fxopt.matmul_integer_to_float.default
 
+# Ops that are an integer kernel by themselves, and what they are counted as.
+KERNEL_KINDS: dict[Callable[..., Any], str] = {
+    matmul_integer_to_float: "linear",
+    matmul_nbits: "linear",
+    dynamic_lstm: "lstm",
+}
+
 
 def integer_nodes(program: Program) -> Mapping[str, str]:
     """Return {node name: kind} of every node that claims to run as an integer kernel.
 
-    The kinds are conv, linear, add, mul, cat, pool, sigmoid, leaky_relu, and data for ops that only move integers.
-    A Program that is not converted (float, observed, fake-quantized) claims none.
+    The kinds are conv, linear, lstm, add, mul, cat, pool, sigmoid, leaky_relu, and data for ops that only move
+    integers. A Program that is not converted (float, observed, fake-quantized) claims none.
     """
     claims = {}
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in (matmul_integer_to_float, matmul_nbits) or is_weight_only(node):
+        if node.target in KERNEL_KINDS:
+            claims[node.name] = KERNEL_KINDS[node.target]
+        elif is_weight_only(node):
             claims[node.name] = "linear"
         elif (kind := INTEGER_KINDS.get(node.target)) and _reads_integers(node, kind) and _writes_integers(node, kind):
             claims[node.name] = kind
     return claims
+
+
+def stored_nodes(program: Program) -> frozenset[str]:
+    """Return the names of recurrent nodes that read integer weights as floats: stored so, and asked for (StoreInt8).
+
+    They have no integer kernel, so a runtime dequantizes their weights on every run.
+    """
+    nodes = (node for node in program.graph.nodes if node.target in RECURRENT_SHAPES)
+    return frozenset(node.name for node in nodes if any(map(is_dequantized_weight, node.all_input_nodes)))
 
 
 def is_dequantized(value: Any) -> bool:

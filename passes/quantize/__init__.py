@@ -8,9 +8,11 @@ from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.placement import Placement, place
 from fxopt.passes.quantize.quantize import Quantize
 from fxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
+from fxopt.passes.quantize.quantize_embeddings import QuantizeEmbeddings
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
 from fxopt.passes.quantize.round_gptq import RoundGptq
 from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
+from fxopt.passes.quantize.store_int8 import StoreInt8
 
 __all__ = [
     "FIXED_POINT",
@@ -22,8 +24,10 @@ __all__ = [
     "Placement",
     "Quantize",
     "QuantizeDynamic",
+    "QuantizeEmbeddings",
     "QuantizeWeights",
     "RoundGptq",
     "Scheme",
+    "StoreInt8",
     "place",
 ]

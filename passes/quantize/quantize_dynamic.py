@@ -1,7 +1,8 @@
 """QuantizeDynamic: int8 weights, and activations that get their uint8 range anew on every run.
 
 Nothing is calibrated, and no range can be too narrow for an input: for linears, whose inputs (after norms, or in
-recurrent use) often have outliers, that is usually the more exact form. Convolutions have no fast kernel of this kind.
+recurrent use) often have outliers, that is usually the more exact form. Convolutions have no fast kernel of this kind;
+of the recurrent ops LSTMs have one (quantize_recurrent.py).
 """
 
 from __future__ import annotations
@@ -12,29 +13,30 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fxopt.graph.ops import dequantize, dynamic_quantize, quantize
+from fxopt.graph.ops import dequantize, dynamic_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import GETITEM, Edit
 from fxopt.passes.quantize.insert import describe_float
 from fxopt.passes.quantize.placement import check_names, reasons_of
+from fxopt.passes.quantize.quantize_recurrent import LSTM, RECURRENT, quantize_lstm, recurrent_problem
+from fxopt.passes.quantize.rows import quantize_rows
 from fxopt.passes.quantize.rules import linear_problem
-from fxopt.passes.quantize.weight_scales import symmetric_scales
-from fxopt.target import find_target
+from fxopt.target import Target, find_target
 
 LINEAR = torch.ops.aten.linear.default
 
 
 @dataclass(frozen=True)
 class QuantizeDynamic:
-    """Quantize linears with dynamic ranges: uint8 activations per tensor, int8 weights per output channel.
+    """Quantize linears and LSTMs with dynamic ranges: uint8 activations per tensor, int8 weights per output channel.
 
     - `keep_float`: names of nodes that stay float, or {name: reason}.
-    - `target`: the name of a row of fxopt.target.TARGETS; it says how wide the range of a weight may be.
+    - `target`: the name of a row of fxopt.target.TARGETS; it says how wide the range of a weight may be, and from how
+      many hidden units an LSTM gains, if at all.
 
-    Linears that read the same value share its quantization. Biases stay float: the kernel adds them in float. What
-    stays float and why is in the notes of the result. Raises PassError for a name that does not exist,
-    or TargetError.
+    Linears that read the same value share its quantization. Biases stay float: the kernels add them in float. What
+    stays float and why is in the notes of the result. Raises TargetError, or PassError for a name that does not exist.
     """
 
     keep_float: Mapping[str, str] | Collection[str] = ()
@@ -46,30 +48,44 @@ class QuantizeDynamic:
     def __call__(self, program: Program) -> Program:
         """Return the quantized Program."""
         weight_max = find_target(self.target).weight_max
-        reasons = dynamic_float_reasons(program, self.keep_float)
+        reasons = dynamic_float_reasons(program, self.keep_float, self.target)
         edit = Edit(program, by=self)
         values: dict[fx.Node, fx.Node] = {}
         weights: dict[fx.Node, fx.Node] = {}
-        for node in list(edit.calls(LINEAR)):
-            if node.name not in reasons:
+        layers: dict[tuple[str, ...], fx.Node] = {}
+        for node in edit.calls(LINEAR, LSTM):
+            if node.name in reasons:
+                continue
+            if node.target is LSTM:
+                quantize_lstm(edit, node, layers, weight_max)
+            else:
                 _quantize_linear(edit, node, values, weights, weight_max)
         for note in describe_float(reasons):
             edit.note(note)
         return edit.finish()
 
 
-def dynamic_float_reasons(program: Program, keep_float: Mapping[str, str] | Collection[str] = ()) -> dict[str, str]:
-    """Say for each linear that stays float why. Raises PassError for a name in `keep_float` that does not exist."""
-    kept = reasons_of(keep_float)
+def dynamic_float_reasons(
+    program: Program, keep_float: Mapping[str, str] | Collection[str] = (), target: str | Target = "x86"
+) -> dict[str, str]:
+    """Say for each linear and recurrent op that stays float why.
+
+    Raises TargetError, or PassError for a name in `keep_float` that does not exist.
+    """
+    kept, found = reasons_of(keep_float), find_target(target)
     check_names(program, kept)
     reasons = {}
     for node in program.graph.nodes:
-        if node.target is LINEAR and (reason := kept.get(node.name) or _problem(node)):
+        if (node.target is LINEAR or node.target in RECURRENT) and (
+            reason := kept.get(node.name) or _problem(node, found)
+        ):
             reasons[node.name] = reason
     return reasons
 
 
-def _problem(node: fx.Node) -> str | None:
+def _problem(node: fx.Node, target: Target) -> str | None:
+    if node.target in RECURRENT:
+        return recurrent_problem(node, target)
     x, weight = node.args[:2]
     assert isinstance(x, fx.Node)
     if x.target is dequantize:
@@ -103,9 +119,8 @@ def _quantized_value(edit: Edit, x: fx.Node, before: fx.Node) -> fx.Node:
 def _quantized_weight(edit: Edit, weight: fx.Node, before: fx.Node, weight_max: int) -> fx.Node:
     value = edit.constant(weight)
     assert value is not None
-    scale = symmetric_scales(value.detach(), weight_max, torch.zeros(value.shape[0], dtype=torch.float64))
+    stored, scale = quantize_rows(value.detach(), weight_max)
     zeros = torch.zeros(scale.shape, dtype=torch.int8)
-    stored = quantize(value.detach(), scale, zeros, 0, -weight_max, weight_max, torch.int8)
     name = str(weight.target)
     parts = [
         edit.add_constant(f"{name}_{part}", tensor, before=before)

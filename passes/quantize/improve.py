@@ -1,0 +1,55 @@
+"""What makes a float Program easier to quantize is kept only where the quantized outputs come nearer to the float ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from fxopt.graph.interpret import run
+from fxopt.graph.memory import release_memory
+from fxopt.graph.pipeline import Pass
+from fxopt.graph.program import Program
+from fxopt.graph.rewrite import Edit
+from fxopt.passes.quantize.correct_bias import relative_noise
+
+WORTH_IT = 0.95  # what must be left of the outputs' noise at most
+
+Trial = Callable[[Program], Program]
+
+
+def improve(program: Program, steps: Sequence[Pass], quantize: Trial, items: Sequence[tuple[Tensor, ...]]) -> Program:
+    """Apply those of some float-to-float passes that take noise out of the quantized outputs, one after the other.
+
+    - `quantize`: makes a Program that runs in torch as the quantized one will, for a trial.
+    - `items`: the tensor inputs that the noise is measured on.
+
+    What was tried and left out is in the notes of the result.
+    """
+    exact = [value for item in items for value in run(program.eval(), item)]
+
+    def noise(candidate: Program) -> float:
+        release_memory()
+        quantized = quantize(candidate).eval()
+        return relative_noise(exact, [value for item in items for value in run(quantized, item)])
+
+    least: float | None = None
+    dropped = []
+    for step in steps:
+        candidate = step(program)
+        least = noise(program) if least is None else least
+        found = noise(candidate)
+        if found < WORTH_IT * least:
+            program, least = candidate, found
+        elif found != least:  # else it found nothing to do
+            dropped.append(type(step).__name__)
+    return _noted(program, dropped)
+
+
+def _noted(program: Program, dropped: Sequence[str]) -> Program:
+    if not dropped:
+        return program
+    edit = Edit(program, by=None)
+    for name in dropped:
+        edit.note(f"{name} does not bring the quantized outputs nearer to the float ones; it is left out.")
+    return edit.finish()

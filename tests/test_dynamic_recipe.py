@@ -1,0 +1,81 @@
+"""compile(recipe="int8-dynamic") on recurrent models: every output proved, and the report says what is what."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxopt
+from fxopt.graph.capture import capture
+from fxopt.graph.quantized import integer_nodes
+from fxopt.recipes import dynamic_int8, mixed_int8
+from fxopt.target import TARGETS
+
+
+class Tagger(nn.Module):
+    """tokens[N, T] -> scores[N, T, 8] and the last states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(500, 32)
+        self.small = nn.Embedding(2, 32)
+        self.layer = nn.LSTM(32, 96, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(192, 8)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.layer(self.table(tokens) + self.small(tokens % 2))
+        return self.head(y), h, c
+
+
+TOKENS = torch.randint(0, 500, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "kernels"),
+    [
+        (nn.LSTM(24, 96), torch.randn(6, 2, 24), {"lstm": "DynamicQuantizeLSTM"}),
+        (
+            Tagger(),
+            TOKENS,
+            {"lstm_layer_0": "DynamicQuantizeLSTM", "lstm": "DynamicQuantizeLSTM", "linear": "DynamicQuantizeMatMul"},
+        ),
+    ],
+    ids=["lstm", "tagger"],
+)
+def test_all_outputs_are_proved(model: nn.Module, example: Tensor, kernels: dict[str, str], tmp_path: Path) -> None:
+    name = "tokens" if isinstance(model, Tagger) else "input"
+    found = fxopt.compile(
+        model.eval(), example, recipe="int8-dynamic", target="x86", dynamic={name: {0: "first", 1: "second"}},
+        output=tmp_path / "m.onnx", measure=False,
+    )  # fmt: skip
+    assert found.validation.ok and dict(found.report.census.integer) == kernels
+    assert len(found.validation.outputs) == 3 and all(error.sqnr > 40 for error in found.validation.outputs)
+    assert all(error.sqnr > 30 for error in found.report.differences)
+    assert found.report.result.file_bytes < 0.31 * found.report.baseline.file_bytes
+    reasons = {"embedding_1": "int8 would save only 184 bytes"} if isinstance(model, Tagger) else {}
+    assert dict(found.report.float_reasons) == reasons
+
+
+def test_the_recipe_follows_the_target() -> None:
+    program = capture(Tagger().eval(), TOKENS)
+    for target, count in (("arm64", 3), ("portable", 1)):
+        reasons, quantized = dynamic_int8(program, TARGETS[target])({})
+        assert len(integer_nodes(quantized)) == count
+        assert ("lstm" in reasons) == (target == "portable")
+
+
+def test_static_and_dynamic_ranges_mix() -> None:
+    program = capture(Tagger().eval(), TOKENS)
+    for target, count in (("x86", 3), ("portable", 1)):
+        reasons, quantized = mixed_int8(program, TARGETS[target], [TOKENS])({})
+        assert len(integer_nodes(quantized)) == count
+        assert ("lstm" in reasons) == (target == "portable")
+
+
+def test_what_is_named_stays_float() -> None:
+    program = capture(Tagger().eval(), TOKENS)
+    kept = {"lstm": "asked for", "embedding": "asked for too"}
+    reasons, quantized = dynamic_int8(program, TARGETS["x86"])(kept)
+    assert {name: reasons[name] for name in kept} == kept
+    assert list(integer_nodes(quantized)) == ["linear"]
