@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from fxopt.errors import DataError, ModelError
 from fxopt.graph.program import Program
 
 Data = Iterable[Any]
+Item = TypeVar("Item")
 BATCH = 16
 
 
@@ -48,12 +49,13 @@ def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tu
         raise DataError("The calibration data is empty; give at least one item shaped like the example inputs.")
 
 
-def first_samples(items: Iterable[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
-    """Take items until they hold so many samples (the first dimension of the first input); at least one item."""
+def first_samples(items: Iterable[Item], samples: int) -> list[Item]:
+    """Take items until they hold so many samples (the first dimension of their first tensor); at least one item."""
     taken, count = [], 0
     for item in items:
         taken.append(item)
-        count += item[0].shape[0] if item and item[0].ndim else 1
+        first = next((leaf for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor)), None)
+        count += first.shape[0] if first is not None and first.ndim else 1
         if count >= samples:
             break
     return taken

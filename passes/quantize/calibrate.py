@@ -28,6 +28,9 @@ from fxopt.target import find_target
 # A bias is stored in steps of input scale × weight scale; this bound keeps it inside int32 with a bit to spare.
 BIAS_MAX = 2**30
 
+# The range of each set of values that share one.
+KnownRanges = dict[frozenset[str], Range]
+
 
 @dataclass(frozen=True)
 class Calibrate:
@@ -42,6 +45,8 @@ class Calibrate:
       minmax, percentile and entropy, the one with the least error of the layers that read the value, see choose_ranges.
     - `target`: the target that the observers were inserted for.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.
+    - `known`: ranges that were found before, for the same float Program, data and options, by the names of the values
+      that share one; those found now are added. With all known, no data is run. "auto" finds its ranges anew.
 
     Activations get a range per tensor (scale, zero point), one for each group; weights a symmetric one, by default per
     output channel, as wide as bits and the target's kernels allow. Both are buffers: GROUP_scale, GROUP_zero_point.
@@ -56,6 +61,7 @@ class Calibrate:
     observer: Observer = "mse"
     target: str = "x86"
     scheme: Scheme = field(default_factory=Scheme)
+    known: KnownRanges | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_observer(self.observer)
@@ -72,15 +78,31 @@ class Calibrate:
         return edit.finish()
 
     def _ranges(self, program: Program, weight_max: int) -> dict[str, Range]:
-        observers = {
-            str(argument(node, "name")): make_observer(self.observer) for node in _observed_values(program.graph)
-        }
-        first = FirstItems()
-        observe_data(program, self.data, observers, first.take if self.observer == "auto" else None)
         if self.observer == "auto":
-            histograms = {group: o.histogram for group, o in observers.items() if isinstance(o, HistogramObserver)}
-            return choose_ranges(program, first.items, histograms, self.scheme, weight_max)
-        return {group: observer.range(self.scheme) for group, observer in observers.items()}
+            return self._chosen_ranges(program, weight_max)
+        values, known = _values_by_group(program.graph), self.known if self.known is not None else {}
+        observers = {group: make_observer(self.observer) for group, names in values.items() if names not in known}
+        if observers:
+            observe_data(program, self.data, observers)
+        known |= {values[group]: observer.range(self.scheme) for group, observer in observers.items()}
+        return {group: known[names] for group, names in values.items()}
+
+    def _chosen_ranges(self, program: Program, weight_max: int) -> dict[str, Range]:
+        observers = {group: make_observer("auto") for group in _values_by_group(program.graph)}
+        first = FirstItems()
+        observe_data(program, self.data, observers, first.take)
+        histograms = {group: o.histogram for group, o in observers.items() if isinstance(o, HistogramObserver)}
+        return choose_ranges(program, first.items, histograms, self.scheme, weight_max)
+
+
+def _values_by_group(graph: fx.Graph) -> dict[str, frozenset[str]]:
+    """Return the names of the values that share a range, by the name of their group."""
+    groups: dict[str, set[str]] = {}
+    for node in _observed_values(graph):
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        groups.setdefault(str(argument(node, "name")), set()).add(source.name)
+    return {group: frozenset(names) for group, names in groups.items()}
 
 
 def _observed_values(graph: fx.Graph) -> list[fx.Node]:

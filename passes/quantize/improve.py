@@ -1,4 +1,4 @@
-"""What makes a float Program easier to quantize is kept only where the quantized outputs come nearer to the float ones."""
+"""What makes a float Program easier to quantize is kept only where it takes noise out of the quantized outputs."""
 
 from __future__ import annotations
 
