@@ -85,12 +85,25 @@ def _lower_to_product(edit: Edit, node: fx.Node, x: fx.Node, weight: fx.Node, bl
     product = edit.call(
         dequantize_blocks, *parts, 0, block, argument(weight, "bits"), before=node, name=f"{node.name}_weight"
     )
-    bias, users, following = argument(node, "bias"), list(node.users), node.next
+    bias = argument(node, "bias")
     _become(edit, node, aten.matmul.default, x, product)
     if bias is not None:
-        result = edit.call(aten.add.Tensor, node, bias, before=following, like=node, name=f"{node.name}_biased")
-        for user in users:
-            user.replace_input_with(node, result)
+        _add_bias(edit, node, bias)
+
+
+def _add_bias(edit: Edit, node: fx.Node, bias: fx.Node) -> None:
+    """Add a bias behind a matrix product.
+
+    Of a product of two matrices, a bias and a relu, onnxruntime makes one float Gemm. It does not if the negative bias
+    is subtracted, which is the same to the last bit.
+    """
+    users, following = list(node.users), node.next
+    op, value = aten.add.Tensor, edit.constant(bias)
+    if node.meta["val"].ndim == 2 and value is not None and any(user.target is aten.relu.default for user in users):
+        op, bias = aten.sub.Tensor, edit.add_constant(f"{bias.target}_negative", -value.detach(), before=following)
+    result = edit.call(op, node, bias, before=following, like=node, name=f"{node.name}_biased")
+    for user in users:
+        user.replace_input_with(node, result)
 
 
 def _once(edit: Edit, weight: fx.Node, part: str, make: Any) -> fx.Node:

@@ -164,7 +164,7 @@ def test_a_saved_program_is_the_same(tmp_path: Path) -> None:
         (5, 3, "3 bits in blocks of 32"),
     ],
 )
-def test_verify_finds_what_does_not_fit(position: int, value: object, message: str) -> None:
+def test_verify_finds_what_does_not_fit(position: int, value: Tensor | int, message: str) -> None:
     program = QuantizeWeights()(capture(nn.Linear(40, 8), torch.randn(2, 40)))
     edit = Edit(program, by=None)
     (node,) = edit.calls(dequantize_blocks)
