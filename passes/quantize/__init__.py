@@ -3,6 +3,7 @@
 from fxopt.passes.quantize.calibrate import Calibrate
 from fxopt.passes.quantize.convert import Convert
 from fxopt.passes.quantize.correct_bias import CorrectBias
+from fxopt.passes.quantize.equalize_layers import EqualizeLayers
 from fxopt.passes.quantize.gptq import Gptq
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.placement import Placement, place
@@ -12,6 +13,7 @@ from fxopt.passes.quantize.quantize_embeddings import QuantizeEmbeddings
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
 from fxopt.passes.quantize.round_gptq import RoundGptq
 from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
+from fxopt.passes.quantize.smooth_quant import SmoothQuant
 from fxopt.passes.quantize.store_int8 import StoreInt8
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Calibrate",
     "Convert",
     "CorrectBias",
+    "EqualizeLayers",
     "Gptq",
     "InsertObservers",
     "Placement",
@@ -28,6 +31,7 @@ __all__ = [
     "QuantizeWeights",
     "RoundGptq",
     "Scheme",
+    "SmoothQuant",
     "StoreInt8",
     "place",
 ]

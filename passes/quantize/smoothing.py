@@ -1,0 +1,134 @@
+"""What SmoothQuant measures: the channels of activations, and the error of quantized linears at each strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxopt.errors import DataError, where
+from fxopt.graph.interpret import run
+from fxopt.graph.ops import fake_quantize
+from fxopt.graph.program import Program
+from fxopt.passes.quantize.calibrate import QUANT_MAX, WEIGHT_MAX, symmetric_scales
+from fxopt.passes.quantize.channel_paths import Reader, balance
+from fxopt.passes.quantize.observers import SMALLEST_STEP, affine_parameters
+
+STRENGTHS = tuple(tenths / 10 for tenths in range(1, 10))
+ROWS = 256
+# No channel counts for less than this share of the median one: what calibration hardly saw may come at run time.
+SMALLEST_SHARE = 0.01
+
+
+class Activations:
+    """The channels of one value, `[..., channels]`: their ranges over all items, and rows of the first items."""
+
+    def __init__(self) -> None:
+        self.low = self.high = torch.zeros(())
+        self.sampled: list[Tensor] = []
+        self.item_ranges: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, value: Tensor, count: int) -> None:
+        """Take in the value of one item, and keep so many rows of it."""
+        rows = value.detach().reshape(-1, value.shape[-1]).float()
+        low, high = rows.amin(0).clamp(max=0), rows.amax(0).clamp(min=0)
+        self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        if count:
+            self.sampled.append(rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()])
+            self.item_ranges.append((low, high))
+
+    def rows(self) -> Tensor:
+        """Return the rows that were kept, `[rows, channels]`."""
+        return torch.cat(self.sampled)
+
+    def quantized(self, scale: Tensor, dynamic: bool) -> Tensor:
+        """Return the rows divided by a scale of the channels and rounded to uint8, as floats."""
+        ranges = self.item_ranges if dynamic else [(self.low, self.high)] * len(self.sampled)
+        parts = []
+        for rows, (low, high) in zip(self.sampled, ranges, strict=True):
+            parts.append(rounded(rows / scale, float((low / scale).amin()), float((high / scale).amax())))
+        return torch.cat(parts)
+
+
+def rounded(x: Tensor, low: float, high: float) -> Tensor:
+    """Round to the 256 values of a uint8 range that contains zero."""
+    step, zero = affine_parameters(low, high, 0, QUANT_MAX)
+    return ((x / step).round_().add_(zero).clamp_(0, QUANT_MAX) - zero) * step
+
+
+def watch(
+    program: Program, items: Iterable[tuple[Tensor, ...]], values: Collection[fx.Node], samples: int
+) -> dict[fx.Node, Activations]:
+    """Run items through a Program and look at values. A value of which no item has an element is left out.
+
+    Rows are kept of the first items that hold `samples` samples (the first dimension of the first input), at least of
+    one, and of each in proportion to its samples. Raises DataError where a value is not finite.
+    """
+    program = program.eval()
+    names = {node.name for node in values}
+    seen: dict[str, Activations] = {name: Activations() for name in names}
+    taken = 0
+    for number, item in enumerate(items):
+        size = item[0].shape[0] if item and item[0].ndim else 1
+        count = -(-ROWS * size // max(samples, size)) if taken < samples or not taken else 0
+        taken += size
+
+        def look(node: fx.Node, value: Any, number: int = number, count: int = count) -> None:
+            if node.name in names and value.numel():
+                _check_finite(node, value, number)
+                seen[node.name].update(value, count)
+
+        run(program, item, look)
+    return {node: seen[node.name] for node in values if seen[node.name].sampled}
+
+
+def _check_finite(node: fx.Node, value: Tensor, item: int) -> None:
+    low, high = (float(end) for end in torch.aminmax(value))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(
+            f"Calibration item {item} makes {where(node)} give NaN or infinity, though its inputs are finite. Scale "
+            "the inputs as in training."
+        )
+
+
+def best_strength(found: Sequence[tuple[Reader, Activations]], dynamic: bool, worth_it: float) -> tuple[float, Tensor]:
+    """Return the strength with the least error of the readers' outputs, and its scale of the channels, float64.
+
+    The strength is 0, and the scale 1, if no strength makes the error smaller than `worth_it` of that without.
+    """
+    activations = torch.stack([reader.gather(torch.maximum(-seen.low, seen.high)) for reader, seen in found]).amax(0)
+    weights = torch.stack([reader.gather(reader.layer.weight.detach().abs().amax(0)) for reader, _ in found]).amax(0)
+    scales = {strength: smoothing_scale(activations, weights, strength) for strength in STRENGTHS}
+    none = torch.ones_like(scales[STRENGTHS[0]])
+    errors = {strength: output_error(found, scale, dynamic) for strength, scale in scales.items()}
+    best = min(STRENGTHS, key=lambda strength: errors[strength])
+    return (best, scales[best]) if errors[best] < worth_it * output_error(found, none, dynamic) else (0.0, none)
+
+
+def smoothing_scale(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
+    """Return activations^a / weights^(1 - a) with geometric mean 1, of the largest magnitudes `[channels]`, float64.
+
+    1 for a channel without weights or without activations.
+    """
+    found = activations.double()
+    if bool((found > 0).any()):
+        smallest = SMALLEST_SHARE * found[found > 0].median()
+        found = torch.where(found > 0, found.clamp(min=smallest), 0.0)
+    return balance(found.pow(strength), weights.double().pow(1 - strength))
+
+
+def output_error(found: Sequence[tuple[Reader, Activations]], scale: Tensor, dynamic: bool) -> float:
+    """Return the squared error of linears with quantized inputs and weights, each relative to its output, summed."""
+    total = 0.0
+    for reader, seen in found:
+        spread, weight = reader.spread(scale).float(), reader.layer.weight.detach().float()
+        step = symmetric_scales(weight * spread, torch.zeros(len(weight), dtype=torch.float64))
+        zeros = torch.zeros(len(weight), dtype=torch.int8)
+        stored = fake_quantize(weight * spread, step, zeros, 0, -WEIGHT_MAX, WEIGHT_MAX)
+        exact = seen.rows() @ weight.T
+        error = (seen.quantized(spread, dynamic) @ stored.T - exact).square().sum()
+        total += float(error / exact.square().sum().clamp(min=SMALLEST_STEP))
+    return total
