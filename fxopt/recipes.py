@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
+from fxopt.data import calibration_inputs, first_samples
 from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
-from fxopt.passes.quantize import Gptq, Quantize, QuantizeDynamic, QuantizeEmbeddings, QuantizeWeights, place
+from fxopt.passes.quantize import (
+    EqualizeLayers,
+    Gptq,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeEmbeddings,
+    QuantizeWeights,
+    SmoothQuant,
+    place,
+)
+from fxopt.passes.quantize.calibrate import KnownRanges
+from fxopt.passes.quantize.improve import improve
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
@@ -22,7 +36,9 @@ WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
 NAMES = ("float", "int8", "int8-static", "int8-dynamic", *WEIGHT_BITS)
 NEED_DATA = ("int8", "int8-static")
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
-DYNAMIC_SHARE = 0.1
+DYNAMIC_SHARE = 0.3
+# What is tried before the ranges are taken is tried on so many samples.
+SAMPLES = 16
 
 
 def quantizations(
@@ -35,7 +51,7 @@ def quantizations(
     if recipe in WEIGHT_BITS:
         return {"weights": weights_only(baseline, WEIGHT_BITS[recipe], data)}
     if recipe == "int8-dynamic" or data is None:
-        return {"dynamic": dynamic_int8(baseline, target)}
+        return {"dynamic": dynamic_int8(baseline, target, data)}
     result = {"static": static_int8(baseline, target, data)}
     if recipe == "int8" and choice and _dynamic_share(baseline, target) >= DYNAMIC_SHARE:
         result["mixed"] = mixed_int8(baseline, target, data)
@@ -44,23 +60,43 @@ def quantizations(
 
 def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
     """Quantize with calibrated ranges all that the target runs in integers."""
+    few = first_samples(data, SAMPLES)
+    trial = Quantize(few, target=target.name, correct_bias=False)
+    eased = improve(baseline, (EqualizeLayers(), SmoothQuant(few)), trial, _tensors(few, baseline))
+    known: KnownRanges = {}
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        reasons = place(baseline, target, kept).float_reasons
-        return reasons, Pipeline((Quantize(data, target=target.name, keep_float=kept),))(baseline)
+        reasons = place(eased, target, kept).float_reasons
+        result = Pipeline((Quantize(data, target=target.name, keep_float=kept, known=known),))(eased)
+        return _with_embeddings(reasons, result, kept)
 
     return quantize
 
 
-def dynamic_int8(baseline: Program, target: Target) -> Quantization:
+def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None = None) -> Quantization:
     """Quantize linears and LSTMs, with ranges taken anew on every run, and the tables of embeddings."""
+    eased = baseline
+    if data is not None:
+        few = first_samples(data, SAMPLES)
+        trial = QuantizeDynamic(target=target.name)
+        eased = improve(baseline, (SmoothQuant(few, dynamic=True),), trial, _tensors(few, baseline))
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        layers = Pipeline((QuantizeDynamic(kept, target.name),))(baseline)
-        reasons = dynamic_float_reasons(baseline, kept, target) | embedding_float_reasons(layers, kept)
-        return reasons, Pipeline((QuantizeEmbeddings(kept),))(layers)
+        reasons = dynamic_float_reasons(eased, kept, target)
+        return _with_embeddings(reasons, Pipeline((QuantizeDynamic(kept, target.name),))(eased), kept)
 
     return quantize
+
+
+def _with_embeddings(
+    reasons: Mapping[str, str], layers: Program, kept: Mapping[str, str]
+) -> tuple[Mapping[str, str], Program]:
+    """Quantize the tables of embeddings of a Program whose layers are quantized."""
+    return {**reasons, **embedding_float_reasons(layers, kept)}, Pipeline((QuantizeEmbeddings(kept),))(layers)
+
+
+def _tensors(items: Iterable[Any], program: Program) -> list[tuple[Tensor, ...]]:
+    return list(calibration_inputs(items, program))
 
 
 def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Quantization:
@@ -76,16 +112,20 @@ def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Qu
 def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
     """Quantize linears and LSTMs with ranges taken on every run, and with calibrated ranges the rest that can be."""
     dynamic = dict.fromkeys(_dynamic_nodes(baseline, target), "its range is taken on every run")
+    few = first_samples(data, SAMPLES)
+    trial = QuantizeDynamic(target=target.name)
+    eased = improve(baseline, (SmoothQuant(few, dynamic=True),), trial, _tensors(few, baseline))
+    known: KnownRanges = {}
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        static = place(baseline, target, {**kept, **dynamic}).float_reasons
+        static = place(eased, target, {**kept, **dynamic}).float_reasons
         reasons = {name: reason for name, reason in static.items() if name not in dynamic or name in kept}
         again = {name: reason for name, reason in kept.items() if name in dynamic}
         steps = (
-            Quantize(data, target=target.name, keep_float={**kept, **dynamic}),
+            Quantize(data, target=target.name, keep_float={**kept, **dynamic}, known=known),
             QuantizeDynamic(again, target.name),
         )
-        return {**reasons, **dynamic_float_reasons(baseline, kept, target)}, Pipeline(steps)(baseline)
+        return _with_embeddings(reasons | dynamic_float_reasons(eased, kept, target), Pipeline(steps)(eased), kept)
 
     return quantize
 

@@ -28,6 +28,8 @@ LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput")
 # The price of a quantization or dequantization, in seconds an element and a call. It need not be exact: the whole
 # model is timed before anything is decided.
 ELEMENT, CALL = 0.6e-9, 2e-6
+SLOWER = "it is slower in integers when timed"
+NOT_WORTH_IT = "it gains less in integers than the conversions around it cost, when timed"
 # Another candidate costs another emission and proof: a saving below this share is left alone.
 WORTH_A_TRY = 0.05
 
@@ -95,8 +97,7 @@ def slower_in_integers(program: Program, placement: Placement, times: Mapping[st
     reasons = {}
     for name in sorted(kept):
         left, right = cut.seconds(name)
-        verdict = "" if right > left else ", and conversions around it cost more than that"
-        reasons[name] = f"measured: {right * 1e6:.0f} µs in integers, {left * 1e6:.0f} µs in float{verdict}"
+        reasons[name] = SLOWER if right > left else NOT_WORTH_IT
     return Losers(reasons, 1 - least / cut.placed if cut.placed else 0.0)
 
 

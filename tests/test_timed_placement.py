@@ -14,7 +14,7 @@ from torch.nn import functional
 from fxopt.export.measure import KernelTime
 from fxopt.passes.quantize.placement import place
 from fxopt.target import TARGETS
-from fxopt.timed_placement import CALL, ELEMENT, NodeTime, node_times, owner, slower_in_integers
+from fxopt.timed_placement import CALL, ELEMENT, NOT_WORTH_IT, SLOWER, NodeTime, node_times, owner, slower_in_integers
 from tests.passes.quantize.nets import images, program_of
 
 
@@ -80,8 +80,14 @@ def test_a_node_that_loses_alone_is_named_with_its_times() -> None:
     times = {name: NodeTime(100e-6, 10e-6) for name in NODES}
     times["linear"] = NodeTime(5e-6, 80e-6)
     losers = slower_in_integers(PROGRAM, PLACEMENT, times)
-    assert losers.reasons == {"linear": "measured: 80 µs in integers, 5 µs in float"}
+    assert losers.reasons == {"linear": SLOWER}
     assert losers.saving > 0
+
+
+def test_a_gain_smaller_than_the_conversions_is_no_gain() -> None:
+    times = {name: NodeTime(10e-6, 50e-6) for name in NODES}
+    times["linear"] = NodeTime(11e-6, 10e-6)
+    assert slower_in_integers(PROGRAM, PLACEMENT, times).reasons["linear"] == NOT_WORTH_IT
 
 
 def test_nothing_loses_where_integers_are_faster() -> None:

@@ -21,6 +21,7 @@ from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bound
 from fxopt.target import Target
 
 REQUESTED = "kept float on request"
+SHOWN = 3
 WEIGHTED = (Role.CONVOLUTION, Role.LINEAR)
 # Ops whose kernel rounds its result anyway, so that a clip after it costs nothing.
 ABSORBS_CLIP = (Role.CONVOLUTION, Role.JOIN)
@@ -71,11 +72,19 @@ def check_names(program: Program, names: Collection[str]) -> None:
         raise PassError(f"keep_float names nodes that the Program does not have: {', '.join(unknown)}.")
 
 
+class Reasons(dict[str, str]):
+    """Names of nodes with a reason each; in a history, where there may be hundreds, their number is enough."""
+
+    def __repr__(self) -> str:
+        """Show a few in full, and of many how many there are."""
+        return super().__repr__() if len(self) <= SHOWN else f"{{{len(self)} nodes}}"
+
+
 def reasons_of(keep_float: Mapping[str, str] | Collection[str]) -> dict[str, str]:
     """Give the names of nodes to keep float a reason each, in alphabetical order."""
     if isinstance(keep_float, Mapping):
-        return dict(sorted(keep_float.items()))
-    return {name: REQUESTED for name in sorted(keep_float)}
+        return Reasons(sorted(keep_float.items()))
+    return Reasons((name, REQUESTED) for name in sorted(keep_float))
 
 
 def activations(node: fx.Node) -> list[fx.Node]:

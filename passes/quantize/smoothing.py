@@ -13,12 +13,13 @@ from fxopt.errors import DataError, where
 from fxopt.graph.interpret import run
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
-from fxopt.passes.quantize.calibrate import QUANT_MAX, WEIGHT_MAX, symmetric_scales
 from fxopt.passes.quantize.channel_paths import Reader, balance
-from fxopt.passes.quantize.observers import SMALLEST_STEP, affine_parameters
+from fxopt.passes.quantize.scheme import SMALLEST_STEP, Scheme
+from fxopt.passes.quantize.weight_scales import symmetric_scales
 
 STRENGTHS = tuple(tenths / 10 for tenths in range(1, 10))
 ROWS = 256
+INT8 = Scheme()
 # No channel counts for less than this share of the median one: what calibration hardly saw may come at run time.
 SMALLEST_SHARE = 0.01
 
@@ -55,8 +56,9 @@ class Activations:
 
 def rounded(x: Tensor, low: float, high: float) -> Tensor:
     """Round to the 256 values of a uint8 range that contains zero."""
-    step, zero = affine_parameters(low, high, 0, QUANT_MAX)
-    return ((x / step).round_().add_(zero).clamp_(0, QUANT_MAX) - zero) * step
+    levels = INT8.levels(low)
+    step, zero = levels.parameters(low, high)
+    return (x / step).round_().add_(zero).clamp_(levels.quant_min, levels.quant_max).sub_(zero).mul_(step)
 
 
 def watch(
@@ -125,9 +127,9 @@ def output_error(found: Sequence[tuple[Reader, Activations]], scale: Tensor, dyn
     total = 0.0
     for reader, seen in found:
         spread, weight = reader.spread(scale).float(), reader.layer.weight.detach().float()
-        step = symmetric_scales(weight * spread, torch.zeros(len(weight), dtype=torch.float64))
+        step = symmetric_scales(weight * spread, INT8.weight_max, torch.zeros(len(weight), dtype=torch.float64))
         zeros = torch.zeros(len(weight), dtype=torch.int8)
-        stored = fake_quantize(weight * spread, step, zeros, 0, -WEIGHT_MAX, WEIGHT_MAX)
+        stored = fake_quantize(weight * spread, step, zeros, 0, -INT8.weight_max, INT8.weight_max)
         exact = seen.rows() @ weight.T
         error = (seen.quantized(spread, dynamic) @ stored.T - exact).square().sum()
         total += float(error / exact.square().sum().clamp(min=SMALLEST_STEP))

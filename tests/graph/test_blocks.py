@@ -169,6 +169,6 @@ def test_verify_finds_what_does_not_fit(position: int, value: Tensor | int, mess
     edit = Edit(program, by=None)
     (node,) = edit.calls(dequantize_blocks)
     new = edit.add_constant("wrong", value, before=node) if isinstance(value, Tensor) else value
-    node.update_arg(position, new)  # type: ignore[arg-type]
+    node.update_arg(position, new)
     with pytest.raises(VerifyError, match=message):
         verify(edit.finish())

@@ -16,7 +16,7 @@ from fxopt.graph.interpret import sqnr
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes import CLEANUP
-from fxopt.passes.quantize import EqualizeLayers, Quantize
+from fxopt.passes.quantize import EqualizeLayers, Quantize, Scheme
 from tests.conftest import Golden
 from tests.passes.cleanup.checks import FLOAT32_BOUND, check, program_of, refuses, tensors
 from tests.passes.quantize.nets import Encoder, images
@@ -221,12 +221,14 @@ class InvertedRelu(nn.Module):
         return z
 
 
-def test_quantization_of_uneven_channels_gets_more_exact() -> None:
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_quantization_of_uneven_channels_gets_more_exact(per_channel: bool) -> None:
     x = images(8)
     program = Pipeline(CLEANUP)(capture(InvertedRelu().eval(), x, dynamic="batch"))
     equalized = equalize(program)
     held_out = images(16, seed=1)
-    before, after = (sqnr(program(held_out), Quantize([x])(p)(held_out)) for p in (program, equalized))
+    quantize = Quantize([x], scheme=Scheme(per_channel=per_channel))
+    before, after = (sqnr(program(held_out), quantize(p)(held_out)) for p in (program, equalized))
     assert after > before + 10
     assert functional.mse_loss(program(held_out), equalized(held_out)) < 1e-10
 
