@@ -30,6 +30,7 @@ def uneven(net: TwoConvolutions) -> TwoConvolutions:
     """Spread the ranges of the channels between the layers by factors of 1 to 64."""
     factors = 2.0 ** torch.arange(16).remainder(7)
     net.narrow.weight.data *= factors.reshape(-1, 1, 1, 1)
+    assert net.narrow.bias is not None
     net.narrow.bias.data *= factors
     net.wide.weight.data /= factors.reshape(1, -1, 1, 1)
     return net
