@@ -2,6 +2,7 @@
 
 from fxopt import export, passes
 from fxopt.compile import Result, compile
+from fxopt.debugging import Distribution, LayerError, distributions, layer_errors
 from fxopt.errors import FxoptError
 from fxopt.graph.capture import capture
 from fxopt.graph.pipeline import Pass, Pipeline
@@ -13,7 +14,9 @@ from fxopt.version import __version__
 
 __all__ = [
     "TARGETS",
+    "Distribution",
     "FxoptError",
+    "LayerError",
     "Pass",
     "Pipeline",
     "Program",
@@ -24,7 +27,9 @@ __all__ = [
     "__version__",
     "capture",
     "compile",
+    "distributions",
     "export",
+    "layer_errors",
     "load",
     "passes",
 ]
