@@ -53,7 +53,10 @@ class CorrectBias:
         edit = Edit(program, by=self)
         if not any(_is_quantized_layer(node) for node in program.graph.nodes):
             return edit.finish()
-        items = first_samples(calibration_inputs(self.data, program), self.samples)
+        found = first_samples(calibration_inputs(self.data, program), self.samples)
+        items = [item for item in found if all(tensor.numel() for tensor in item)]
+        if not items:
+            return edit.finish()
         half = (len(items) + 1) // 2
         fitted, judged = items[:half], items[half:] or items
         release_memory()  # of the calibration: two runs side by side need room
