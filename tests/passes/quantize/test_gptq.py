@@ -15,7 +15,6 @@ from fxopt.graph.ops import dequantize, fake_quantize
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
-from fxopt.graph.rewrite import Edit
 from fxopt.graph.verify import verify
 from fxopt.passes import CLEANUP
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, Gptq, InsertObservers, QuantizeWeights, RoundGptq
@@ -24,6 +23,7 @@ from fxopt.passes.quantize.feedback import output_error, round_with_feedback
 from fxopt.passes.quantize.gptq import fit_weight
 from fxopt.passes.quantize.layer_inputs import visit_layers
 from fxopt.passes.quantize.round_gptq import round_on_grid
+from fxopt.passes.quantize.scheme import Scheme
 from tests.passes.quantize.decoder import divergence, sentences, trained
 from tests.passes.quantize.nets import Encoder, Inverted, images, program_of
 
@@ -161,32 +161,20 @@ def test_bad_input(pass_type: type[Gptq] | type[RoundGptq]) -> None:
         pass_type([x * torch.nan])(program)
 
 
-def in_few_bits(program: Program, bits: int) -> Program:
-    """Give the weights of a calibrated Program a symmetric grid of fewer bits."""
-    edit, limit = Edit(program, by=None), (1 << (bits - 1)) - 1
-    for node in edit.calls(fake_quantize):
-        if edit.constant(node.args[0]) is None:
-            continue
-        scale = edit.constant(node.args[1])
-        assert scale is not None
-        wide = edit.add_constant(f"{node.name}_step", scale * 127 / limit, before=node)
-        node.args = (node.args[0], wide, *node.args[2:4], -limit, limit)
-    return edit.finish()
-
-
 @pytest.fixture(scope="module")
 def digits() -> Program:
     """Return the demo's classifier, calibrated, with weights of 4 bits."""
     data, _ = demo_data("calibration")
     program = Pipeline(tuple(CLEANUP))(capture(demo_model(), data[:4], dynamic="batch"))
-    return in_few_bits(Pipeline((InsertObservers(), Calibrate(list(torch.split(data, 50)))))(program), 4)
+    scheme = Scheme(weight_bits=4)
+    return Pipeline((InsertObservers(), Calibrate(list(torch.split(data[:100], 50)), scheme=scheme)))(program)
 
 
 def test_four_bit_weights_of_a_trained_network(digits: Program) -> None:
     data, _ = demo_data("calibration")
-    images_, labels = demo_data("test")
+    images_, labels = (part[:200] for part in demo_data("test"))
     exact = demo_model()(images_)
-    rounded = verify(RoundGptq(list(torch.split(data, 50)))(digits), full=True)
+    rounded = verify(RoundGptq([data[:32]])(digits), full=True)
     plain, fitted = (Convert()(program)(images_) for program in (digits, rounded))
     assert sqnr(exact, fitted) > sqnr(exact, plain) + 10
     assert float((fitted.argmax(1) == labels).float().mean()) > 0.99
