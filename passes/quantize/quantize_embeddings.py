@@ -44,8 +44,10 @@ class QuantizeEmbeddings:
         object.__setattr__(self, "keep_float", reasons_of(self.keep_float))
 
     def __call__(self, program: Program) -> Program:
-        """Return the Program with int8 tables."""
+        """Return the Program with int8 tables; one without embeddings comes back as it is."""
         reasons = embedding_float_reasons(program, self.keep_float)
+        if not any(node.target is EMBEDDING or node.target in BAGS for node in program.graph.nodes):
+            return program
         edit = Edit(program, by=self)
         tables: dict[Key, tuple[fx.Node, fx.Node]] = {}
         for node in edit.calls(EMBEDDING):

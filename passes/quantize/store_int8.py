@@ -40,9 +40,11 @@ class StoreInt8:
         object.__setattr__(self, "keep_float", reasons_of(self.keep_float))
 
     def __call__(self, program: Program) -> Program:
-        """Return the Program with stored int8 weights."""
+        """Return the Program with stored int8 weights; one without recurrent layers comes back as it is."""
         kept = reasons_of(self.keep_float)
         check_names(program, kept)
+        if not any(node.target in RECURRENT_SHAPES for node in program.graph.nodes):
+            return program
         edit = Edit(program, by=self)
         reasons: dict[str, str] = {}
         stored: dict[str, tuple[fx.Node, ...]] = {}

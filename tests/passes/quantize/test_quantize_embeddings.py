@@ -146,6 +146,11 @@ def test_what_stays_float_has_a_reason() -> None:
     assert format_program(quantized) == format_program(program)
 
 
+def test_a_model_without_embeddings_comes_back_the_same() -> None:
+    program = capture(nn.Linear(3, 2), torch.zeros(4, 3))
+    assert QuantizeEmbeddings()(program) is program
+
+
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(PassError, match="does not have: nowhere"):
         QuantizeEmbeddings(keep_float=["nowhere"])(language(tied=False))

@@ -126,6 +126,11 @@ def test_what_stays_float_has_a_reason() -> None:
     assert twice.notes == ("Float: gru: its weights are computed, or stored as integers already.",)
 
 
+def test_a_model_without_recurrent_layers_comes_back_the_same() -> None:
+    program = capture(nn.Linear(3, 2), torch.zeros(4, 3))
+    assert StoreInt8()(program) is program
+
+
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(PassError, match="does not have: nowhere"):
         StoreInt8(keep_float=["nowhere"])(program_of(nn.GRU(64, 32)))
