@@ -37,11 +37,13 @@ def improve(program: Program, steps: Sequence[Pass], quantize: Trial, items: Seq
     dropped = []
     for step in steps:
         candidate = step(program)
+        if candidate is program:
+            continue
         least = noise(program) if least is None else least
         found = noise(candidate)
         if found < WORTH_IT * least:
             program, least = candidate, found
-        elif found != least:  # else it found nothing to do
+        else:
             dropped.append(type(step).__name__)
     return _noted(program, dropped)
 
