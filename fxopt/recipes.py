@@ -23,6 +23,7 @@ from fxopt.passes.quantize import (
     place,
 )
 from fxopt.passes.quantize.calibrate import KnownRanges
+from fxopt.passes.quantize.concatenations import keep_apart
 from fxopt.passes.quantize.improve import improve
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
@@ -63,11 +64,11 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quant
     few = first_samples(data, SAMPLES)
     trial = Quantize(few, target=target.name, correct_bias=False)
     eased = improve(baseline, (EqualizeLayers(), SmoothQuant(few)), trial, _tensors(few, baseline))
-    known: KnownRanges = {}
+    known = KnownRanges()
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        reasons = place(eased, target, kept).float_reasons
         result = Pipeline((Quantize(data, target=target.name, keep_float=kept, known=known),))(eased)
+        reasons = place(eased, target, keep_apart(eased, target, kept, known.extents)).float_reasons
         return _with_embeddings(reasons, result, kept)
 
     return quantize
@@ -115,17 +116,18 @@ def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quanti
     few = first_samples(data, SAMPLES)
     trial = QuantizeDynamic(target=target.name)
     eased = improve(baseline, (SmoothQuant(few, dynamic=True),), trial, _tensors(few, baseline))
-    known: KnownRanges = {}
+    known = KnownRanges()
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        static = place(eased, target, {**kept, **dynamic}).float_reasons
-        reasons = {name: reason for name, reason in static.items() if name not in dynamic or name in kept}
         again = {name: reason for name, reason in kept.items() if name in dynamic}
         steps = (
             Quantize(data, target=target.name, keep_float={**kept, **dynamic}, known=known),
             QuantizeDynamic(again, target.name),
         )
-        return _with_embeddings(reasons | dynamic_float_reasons(eased, kept, target), Pipeline(steps)(eased), kept)
+        result = Pipeline(steps)(eased)
+        static = place(eased, target, keep_apart(eased, target, {**kept, **dynamic}, known.extents)).float_reasons
+        reasons = {name: reason for name, reason in static.items() if name not in dynamic or name in kept}
+        return _with_embeddings(reasons | dynamic_float_reasons(eased, kept, target), result, kept)
 
     return quantize
 

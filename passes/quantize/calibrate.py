@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxopt.errors import CaptureError, DataError, where
-from fxopt.graph.capture import call_of
 from fxopt.graph.ops import fake_quantize, observe
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument, constant
 from fxopt.passes.quantize.choose_ranges import FirstItems, choose_ranges
 from fxopt.passes.quantize.nodes import insert
-from fxopt.passes.quantize.observers import HistogramObserver, Observer, RangeObserver, check_observer, make_observer
+from fxopt.passes.quantize.observe_data import observe_data
+from fxopt.passes.quantize.observers import HistogramObserver, Observer, check_observer, make_observer
 from fxopt.passes.quantize.range_search import Range
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds
 from fxopt.passes.quantize.scheme import Levels, Scheme
@@ -28,8 +27,16 @@ from fxopt.target import find_target
 # A bias is stored in steps of input scale × weight scale; this bound keeps it inside int32 with a bit to spare.
 BIAS_MAX = 2**30
 
-# The range of each set of values that share one.
-KnownRanges = dict[frozenset[str], Range]
+
+@dataclass
+class KnownRanges:
+    """What calibration found, by the names of float nodes.
+
+    - `ranges`: of each set of values that share a scale. `extents`: the smallest and largest value of each node.
+    """
+
+    ranges: dict[frozenset[str], Range] = field(default_factory=dict)
+    extents: dict[str, Range] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Calibrate:
       minmax, percentile and entropy, the one with the least error of the layers that read the value, see choose_ranges.
     - `target`: the target that the observers were inserted for.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.
-    - `known`: ranges that were found before, for the same float Program, data and options, by the names of the values
-      that share one; those found now are added. With all known, no data is run. "auto" finds its ranges anew.
+    - `known`: what was found before, for the same float Program, data and options; what is found now is added. With
+      all ranges known, no data is run. "auto" finds its ranges anew.
 
     Activations get a range per tensor (scale, zero point), one for each group; weights a symmetric one, by default per
     output channel, as wide as bits and the target's kernels allow. Both are buffers: GROUP_scale, GROUP_zero_point.
@@ -80,17 +87,17 @@ class Calibrate:
     def _ranges(self, program: Program, weight_max: int) -> dict[str, Range]:
         if self.observer == "auto":
             return self._chosen_ranges(program, weight_max)
-        values, known = _values_by_group(program.graph), self.known if self.known is not None else {}
-        observers = {group: make_observer(self.observer) for group, names in values.items() if names not in known}
-        if observers:
-            observe_data(program, self.data, observers)
-        known |= {values[group]: observer.range(self.scheme) for group, observer in observers.items()}
-        return {group: known[names] for group, names in values.items()}
+        values, known = _values_by_group(program.graph), self.known or KnownRanges()
+        new = {group: make_observer(self.observer) for group, names in values.items() if names not in known.ranges}
+        if new:
+            observe_data(program, self.data, new, known.extents)
+        known.ranges |= {values[group]: observer.range(self.scheme) for group, observer in new.items()}
+        return {group: known.ranges[names] for group, names in values.items()}
 
     def _chosen_ranges(self, program: Program, weight_max: int) -> dict[str, Range]:
         observers = {group: make_observer("auto") for group in _values_by_group(program.graph)}
         first = FirstItems()
-        observe_data(program, self.data, observers, first.take)
+        observe_data(program, self.data, observers, (self.known or KnownRanges()).extents, first.take)
         histograms = {group: o.histogram for group, o in observers.items() if isinstance(o, HistogramObserver)}
         return choose_ranges(program, first.items, histograms, self.scheme, weight_max)
 
@@ -107,85 +114,6 @@ def _values_by_group(graph: fx.Graph) -> dict[str, frozenset[str]]:
 
 def _observed_values(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.target is observe and not is_constant(node.args[0])]
-
-
-def observe_data(
-    program: Program,
-    data: Iterable[Any],
-    observers: Mapping[str, RangeObserver],
-    on_item: Callable[[tuple[Tensor, ...]], None] | None = None,
-) -> int:
-    """Run every item through a Program with observe nodes and let the observers see the values; returns how many.
-
-    `on_item` gets the inputs of each item, after its run. Raises DataError, naming the item.
-    """
-    try:
-        items = iter(data)
-    except TypeError:
-        raise DataError(f"Calibration data must be an iterable of items, got {type(data).__name__}.") from None
-    if isinstance(data, (Tensor, Mapping)):
-        raise DataError(
-            f"Calibration data must be an iterable of items like the example inputs, got one {type(data).__name__}. "
-            "Put it into a list."
-        )
-    count = 0
-    for number, item in enumerate(items):
-        tensors = _tensors_of(program, number, item)
-        with torch.no_grad():
-            _ObservedRun(program.module, number, observers).run(*tensors)
-        for observer in observers.values():
-            observer.end_item()
-        if on_item is not None:
-            on_item(tensors)
-        count += 1
-    if count == 0:
-        raise DataError("The calibration data is empty: give at least one item (a one-shot iterator may be used up).")
-    return count
-
-
-def _tensors_of(program: Program, number: int, item: Any) -> tuple[Tensor, ...]:
-    try:
-        args, kwargs = call_of(item)
-        tensors = program.flatten(*args, **kwargs)
-    except (DataError, CaptureError) as error:
-        text = str(error).replace("example_inputs must be", "It must be")
-        raise DataError(f"Calibration item {number} does not fit the Program. {text}") from None
-    for spec, tensor in zip(program.inputs, tensors, strict=True):
-        if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
-            raise DataError(
-                f"Calibration item {number}: input '{spec.name}' holds NaN or infinity. Remove or repair that item."
-            )
-    return tensors
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor)
-    return math.isfinite(float(low)) and math.isfinite(float(high))
-
-
-class _ObservedRun(fx.Interpreter):
-    """One run of a Program whose observe nodes feed observers; each value is dropped after its last use."""
-
-    def __init__(self, module: fx.GraphModule, item: int, observers: Mapping[str, RangeObserver]) -> None:
-        super().__init__(module, graph=module.graph)
-        self.item = item
-        self.observers = observers
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.target is not observe:
-            return super().run_node(n)
-        source, group = n.args
-        assert isinstance(source, fx.Node)
-        value = self.env[source]
-        if isinstance(group, str) and group in self.observers and value.numel() and not is_constant(source):
-            low, high = (float(end) for end in torch.aminmax(value))
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise DataError(
-                    f"Calibration item {self.item} makes {where(source)} give NaN or infinity, though its inputs are "
-                    "finite. Keep such a node float or scale the inputs as in training."
-                )
-            self.observers[group].update(value, low, high)
-        return value
 
 
 def _quantize_values(edit: Edit, ranges: Mapping[str, Range], scheme: Scheme) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 from fxopt.graph.program import Program
 from fxopt.passes.quantize.calibrate import Calibrate, KnownRanges
+from fxopt.passes.quantize.concatenations import keep_apart
 from fxopt.passes.quantize.convert import Convert
 from fxopt.passes.quantize.correct_bias import CorrectBias
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import reasons_of
 from fxopt.passes.quantize.scheme import Scheme
+from fxopt.target import find_target
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,19 @@ class Quantize:
     def __call__(self, program: Program) -> Program:
         """Return the quantized Program."""
         data = list(self.data) if isinstance(self.data, Iterator) else self.data
-        result = InsertObservers(self.target, self.keep_float)(program)
-        result = Calibrate(data, self.observer, self.target, self.scheme, self.known)(result)
+        result = self._calibrated(program, data)
         if self.correct_bias:
             result = CorrectBias(data)(result)
         result = Convert(self.target)(result)
         return replace(result, history=(*program.history, repr(self)))
+
+    def _calibrated(self, program: Program, data: Iterable[Any]) -> Program:
+        """Calibrate, and again without the concatenations whose inputs turn out not to go under one scale."""
+        kept, known, target = dict(reasons_of(self.keep_float)), self.known or KnownRanges(), find_target(self.target)
+        while True:
+            observed = InsertObservers(self.target, kept)(program)
+            result = Calibrate(data, self.observer, self.target, self.scheme, known)(observed)
+            apart = keep_apart(program, target, kept, known.extents)
+            if apart == kept:
+                return result
+            kept = apart
