@@ -41,8 +41,8 @@ class EqualizeLayers:
     5. Channels with weights of zero on either side.
     6. Layers that share a tensor with others.
 
-    It evens out the weights of a layer, for formats with one scale a weight tensor. With a scale for each output
-    channel, as in Quantize, activations decide, which it does not see: keep it only where the outputs get more exact.
+    It sees weights only, while the ranges of activations count as much, and with a scale for each output channel of a
+    weight nearly alone: keep it only where the outputs of the quantized Program get more exact.
 
     A bias counts as one more weight, lest a channel with small weights and a large bias be blown up. Weights keep
     dtype and names. All scaling is float64, rounded once for each tensor: the outputs agree with those before as

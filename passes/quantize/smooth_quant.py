@@ -38,7 +38,7 @@ from fxopt.passes.quantize.smoothing import Activations, best_strength, watch
 aten = torch.ops.aten
 LINEAR = aten.linear.default
 # The share of the squared error that may be left: less can be had by fitting the few rows, and time must pay.
-WORTH_IT, WORTH_A_MULTIPLICATION = 0.95, 0.6
+WORTH_IT, WORTH_A_MULTIPLICATION = 0.95, 0.75
 # The arguments of each op that are one number a channel of the last dimension, and scale its result.
 NORMS: dict[Any, tuple[str, ...]] = {
     aten.layer_norm.default: ("weight", "bias"),
@@ -64,7 +64,7 @@ class SmoothQuant:
        scale (gelu). With `multiply`, such inputs of linears are multiplied by a constant at run time.
     5. Linears that share a tensor with others.
     6. Groups whose outputs get no nearer to the float ones with any strength: by a twentieth of the squared error, by
-       four tenths for a multiplication at run time.
+       a quarter for a multiplication at run time.
 
     The strength of a group is the one of 0.1, 0.2 ... 0.9 with the least squared error of the group's outputs, inputs
     in uint8 and weights in int8 per channel. Scaling is float64, rounded once for each tensor: the Program computes

