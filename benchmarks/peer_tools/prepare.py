@@ -1,0 +1,62 @@
+"""Build a model and write what every tool starts from: `python -m benchmarks.peer_tools.prepare FOLDER MODEL ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.peer_tools.cases import CASES
+from benchmarks.zoo_models.model import Inputs
+from fxopt import compile
+from fxopt.export.session import Session
+
+# Of the float file. All peers take it; with 21, some of NNCF's files have nodes that onnxruntime refuses.
+OPSET = 20
+
+
+def prepare(folder: Path, name: str, calibration: int, held_out: int) -> None:
+    """Write the float network in both forms, the inputs, and what else a tool may know of the model."""
+    case = CASES[name]
+    model = case.build()
+    example = next(case.samples("calibration", 1))
+    compile(model, example, recipe="float", opset=OPSET, measure=False, output=folder / "float.onnx", name=name)
+    torch.export.save(torch.export.export(model, in_order(example)), folder / "model.pt2")
+    names = Session(folder / "float.onnx").inputs
+    _save(folder / "calibration.npz", names, case.samples("calibration", calibration))
+    _save(folder / "held_out.npz", names, case.samples("held-out", held_out))
+    facts = {"name": name, "kind": case.kind, "classifies": case.classifies}
+    (folder / "case.json").write_text(json.dumps(facts))
+
+
+def in_order(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return inputs in the order of the arguments of `forward`, in which all cases list them."""
+    return tuple(inputs.values()) if isinstance(inputs, dict) else inputs
+
+
+def _save(path: Path, names: Sequence[str], items: Iterable[Inputs]) -> None:
+    columns = zip(*(in_order(item) for item in items), strict=True)
+    arrays: dict[str, Any] = dict(zip(names, (torch.cat(column).numpy() for column in columns), strict=True))
+    np.savez(path, **arrays)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("model", choices=list(CASES))
+    parser.add_argument("--calibration", type=int, default=64)
+    parser.add_argument("--held-out", type=int, default=32)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    prepare(options.folder, options.model, options.calibration, options.held_out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Take one model through every tool, each in a process (and where it needs one, an environment) of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peer_tools.cases import CASES
+from benchmarks.peer_tools.environments import python_of
+from benchmarks.peer_tools.score import FLOAT
+from benchmarks.peer_tools.tools import TOOLS
+
+ROOT = Path(__file__).parent.parent.parent
+ERROR_CHARACTERS = 300
+ENVIRONMENT = {  # of all tools
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONNOUSERSITE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "NNCF_CI": "1",  # it sends no usage data then
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run the comparison.
+
+    - `tools`: names of TOOLS. `environments`: the folder that --install made, if any.
+    - `calibration`, `held_out`: samples. `seconds`: of timing a model and number of threads. `limit`: seconds a tool
+      may take for one model and setting.
+    """
+
+    tools: Sequence[str]
+    environments: Path | None
+    calibration: int
+    held_out: int
+    seconds: float
+    threads: Sequence[int]
+    limit: float
+
+
+def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
+    """Return a model's figures: {"model", "rows": a list with "tool" and "setting", and "error" for what failed}."""
+    counts = ["--calibration", str(settings.calibration), "--held-out", str(settings.held_out)]
+    error = _python(Path(sys.executable), "prepare", [str(folder), name, *counts], settings.limit)
+    if error is not None:
+        return {"model": name, "error": error, "rows": []}
+    made = [
+        {"tool": tool, "setting": setting, **_quantize(tool, setting, settings, folder)}
+        for tool in settings.tools
+        for setting in TOOLS[tool].settings_for(CASES[name].kind)
+    ]
+    threads = [str(count) for count in settings.threads]
+    timing = [str(folder), "--seconds", str(settings.seconds), "--threads", *threads]
+    error = _python(Path(sys.executable), "score", timing, settings.limit)
+    if error is not None:
+        return {"model": name, "error": error, "rows": made}
+    scores: Mapping[str, Any] = json.loads((folder / "scores.json").read_text())
+    rows = [{**row, **scores.get(f"{row['tool']}-{row['setting']}", {})} for row in made]
+    return {"model": name, "rows": [{"tool": FLOAT, "setting": "", **scores[FLOAT]}, *rows]}
+
+
+def _quantize(tool: str, setting: str, settings: Settings, folder: Path) -> dict[str, Any]:
+    """Let a tool write its file; return what it noted, or the error."""
+    python = python_of(settings.environments, tool) if TOOLS[tool].own_environment else Path(sys.executable)
+    if python is None:
+        return {"error": "no environment: make it with --install FOLDER, and name it with --environments FOLDER"}
+    output = folder / f"{tool}-{setting}.onnx"
+    error = _python(python, TOOLS[tool].module, [str(folder), setting, str(output)], settings.limit)
+    if error is None and not output.exists():
+        error = "it wrote no file"
+    if error is not None:
+        output.unlink(missing_ok=True)
+        return {"error": error}
+    noted: dict[str, Any] = json.loads(output.with_suffix(".json").read_text())
+    return noted
+
+
+def _python(python: Path, module: str, arguments: Sequence[str], limit: float) -> str | None:
+    """Run a module of this package; return None, or the end of what it wrote if it failed."""
+    environment = {**os.environ, **ENVIRONMENT}
+    command = [str(python), "-m", f"benchmarks.peer_tools.{module}", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit:.0f} s"
+    if done.returncode == 0:
+        return None
+    return reason(done.stderr) or f"ended with code {done.returncode}"
+
+
+def reason(text: str) -> str:
+    """Return the exception that ended the last traceback of a text, else the last line, shortened."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if starts:
+        exceptions = [line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")]
+        lines = exceptions[:1] or lines
+    return lines[-1][:ERROR_CHARACTERS] if lines else ""

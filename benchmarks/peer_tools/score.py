@@ -1,0 +1,99 @@
+"""Score all int8 files of one model in one process: latency in turn, error on held-out inputs, census.
+
+`python -m benchmarks.peer_tools.score FOLDER --seconds 10`, which writes FOLDER/scores.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.peer_tools.job import samples
+from fxopt.errors import FxoptError
+from fxopt.export.census import take_census
+from fxopt.export.compare import compare_output
+from fxopt.export.measure import race
+from fxopt.export.session import Session
+
+FLOAT = "float"
+
+
+def score(folder: Path, seconds: float, threads: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the figures of every file of the folder, by label; "error" alone for one that does not run."""
+    case = json.loads((folder / "case.json").read_text())
+    items = [[torch.from_numpy(array) for array in item.values()] for item in samples(folder / "held_out.npz")]
+    labels = sorted(path.stem for path in folder.glob("*.onnx") if path.stem != FLOAT)
+    settings = {label: _session_settings(folder, label) for label in labels}
+    reference = _outputs(Session(folder / "float.onnx"), items)
+    rows: dict[str, dict[str, Any]] = {FLOAT: {"bytes": _bytes(folder / "float.onnx")}}
+    for label in labels:
+        try:
+            rows[label] = _figures(folder / f"{label}.onnx", items, reference, settings[label], case["classifies"])
+        except FxoptError as error:
+            rows[label] = {"error": str(error)}
+    running = [label for label, row in rows.items() if "error" not in row]
+    for count in threads:
+        sessions = [Session(folder / f"{label}.onnx", threads=count, settings=settings.get(label)) for label in running]
+        for label, timing in zip(running, race(sessions, items[0], seconds), strict=True):
+            rows[label][f"seconds_{count}"] = timing.seconds
+            rows[label][f"spread_{count}"] = timing.spread
+            rows[label][f"rounds_{count}"] = timing.rounds
+            rows[label][f"speedup_{count}"] = 1.0 if timing.speedup is None else timing.speedup
+        del sessions
+    return rows
+
+
+def _figures(
+    path: Path, items: Sequence[Sequence[Tensor]], reference: Tensor, settings: Mapping[str, str], classifies: bool
+) -> dict[str, Any]:
+    outputs = _outputs(Session(path, settings=settings), items)
+    middle = reference.mean(0)
+    census = take_census(path, settings=settings)
+    error = compare_output("output", reference, outputs)
+    return {
+        "sqnr": error.sqnr,
+        "centred_sqnr": compare_output("output", reference - middle, outputs - middle).sqnr,
+        "agreement": error.agreement if classifies else None,
+        "bytes": _bytes(path),
+        "kernels": dict(census.kernels),
+        "integer_kernels": census.integer_kernels,
+        "float_compute": len(census.float_compute),
+        "weight_dequantize": census.weight_dequantize,
+    }
+
+
+def _outputs(session: Session, items: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return the first output for all inputs, one run each."""
+    return torch.cat([session(*item)[0] for item in items])
+
+
+def _session_settings(folder: Path, label: str) -> Mapping[str, str]:
+    settings: Mapping[str, str] = json.loads((folder / f"{label}.json").read_text()).get("session", {})
+    return settings
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a model's files: its own, and those of the weights beside it."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = score(options.folder, options.seconds, options.threads)
+    (options.folder / "scores.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
