@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,14 @@ def main() -> int:
         for name, failure in failures.items():
             print(f"{name} is not installed: {failure}", file=sys.stderr)
         return 1 if failures else 0
-    results = json.loads(options.read.read_text()) if options.read else _run(options)
+    if options.plot and find_spec("matplotlib") is None:
+        print("--plot needs matplotlib: pip install matplotlib", file=sys.stderr)
+        return 1
     if options.read:
-        print("\n\n".join(model_table(result) for result in results))
+        results = [result for path in options.read for result in json.loads(path.read_text())]
+        print("\n\n".join(model_table(result) for result in results), end="\n\n")
+    else:
+        results = _run(options)
     print(summary(results))
     if options.plot:
         plot(results, options.plot)
@@ -75,7 +81,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds a tool may take, a model and setting")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--read", type=Path, metavar="JSON", help="show the results of an earlier run; run nothing")
+    parser.add_argument(
+        "--read", type=Path, nargs="*", default=[], metavar="JSON", help="show results of earlier runs; run nothing"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a scatter plot a model (needs matplotlib)")
     return parser.parse_args()
 

@@ -21,8 +21,9 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = math.ceil(len(results) / COLUMNS)
-    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(COLUMNS * INCHES, rows * INCHES), squeeze=False)
+    columns = min(COLUMNS, len(results))
+    rows = math.ceil(len(results) / columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(columns * INCHES, rows * INCHES), squeeze=False)
     for axis in axes.flat[len(results) :]:
         axis.axis("off")
     for axis, result in zip(axes.flat, results, strict=False):
@@ -33,6 +34,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axis.annotate(
                     point.label, (point.speedup, _height(point)), fontsize=6, xytext=(3, 3), textcoords="offset points"
                 )
+        axis.margins(x=0.3)  # for the labels
         axis.axvline(1, color="black", linewidth=0.5)
         axis.set(title=result["model"], xlabel="times as fast as float, 1 thread", ylabel="SQNR, dB")
     figure.tight_layout()
