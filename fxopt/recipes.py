@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from fxopt.data import calibration_inputs, first_samples
 from fxopt.graph.cost import macs_by_node
+from fxopt.graph.interpret import run
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
@@ -24,7 +26,9 @@ from fxopt.passes.quantize import (
 )
 from fxopt.passes.quantize.calibrate import KnownRanges
 from fxopt.passes.quantize.concatenations import keep_apart
+from fxopt.passes.quantize.correct_bias import relative_noise
 from fxopt.passes.quantize.improve import improve
+from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
@@ -38,6 +42,8 @@ NAMES = ("float", "int8", "int8-static", "int8-dynamic", *WEIGHT_BITS)
 NEED_DATA = ("int8", "int8-static")
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
 DYNAMIC_SHARE = 0.3
+# Clipping outliers helps most convolutional nets, and harms where outliers carry the meaning, as in transformers.
+CANDIDATE_OBSERVERS: tuple[Observer, ...] = ("mse", "minmax")
 # What is tried before the ranges are taken is tried on so many samples.
 SAMPLES = 16
 
@@ -63,11 +69,14 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quant
     """Quantize with calibrated ranges all that the target runs in integers."""
     few = first_samples(data, SAMPLES)
     trial = Quantize(few, target=target.name, correct_bias=False)
-    eased = improve(baseline, (EqualizeLayers(), SmoothQuant(few)), trial, _tensors(few, baseline))
+    steps = (EqualizeLayers(), SmoothQuant(few), SmoothQuant(few, multiply=True))
+    eased = improve(baseline, steps, trial, _tensors(few, baseline))
+    observer = _best_observer(eased, trial, few)
     known = KnownRanges()
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        result = Pipeline((Quantize(data, target=target.name, keep_float=kept, known=known),))(eased)
+        step = Quantize(data, target=target.name, observer=observer, keep_float=kept, known=known)
+        result = Pipeline((step,))(eased)
         reasons = place(eased, target, keep_apart(eased, target, kept, known.extents)).float_reasons
         return _with_embeddings(reasons, result, kept)
 
@@ -79,8 +88,7 @@ def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None =
     eased = baseline
     if data is not None:
         few = first_samples(data, SAMPLES)
-        trial = QuantizeDynamic(target=target.name)
-        eased = improve(baseline, (SmoothQuant(few, dynamic=True),), trial, _tensors(few, baseline))
+        eased = _eased_for_dynamic(baseline, target, few)
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         reasons = dynamic_float_reasons(eased, kept, target)
@@ -94,6 +102,24 @@ def _with_embeddings(
 ) -> tuple[Mapping[str, str], Program]:
     """Quantize the tables of embeddings of a Program whose layers are quantized."""
     return {**reasons, **embedding_float_reasons(layers, kept)}, Pipeline((QuantizeEmbeddings(kept),))(layers)
+
+
+def _eased_for_dynamic(baseline: Program, target: Target, few: list[Any]) -> Program:
+    steps = (SmoothQuant(few, dynamic=True), SmoothQuant(few, dynamic=True, multiply=True))
+    return improve(baseline, steps, QuantizeDynamic(target=target.name), _tensors(few, baseline))
+
+
+def _best_observer(program: Program, quantize: Quantize, few: Sequence[Any]) -> Observer:
+    """Return the observer whose ranges err less on samples that they were not taken from."""
+    half = (len(few) + 1) // 2
+    seen, judged = few[:half], _tensors(few[half:] or few, program)
+    exact = [value for item in judged for value in run(program.eval(), item)]
+
+    def noise(observer: Observer) -> float:
+        found = replace(quantize, data=seen, observer=observer)(program).eval()
+        return relative_noise(exact, [value for item in judged for value in run(found, item)])
+
+    return min(CANDIDATE_OBSERVERS, key=noise)
 
 
 def _tensors(items: Iterable[Any], program: Program) -> list[tuple[Tensor, ...]]:
@@ -113,9 +139,7 @@ def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Qu
 def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
     """Quantize linears and LSTMs with ranges taken on every run, and with calibrated ranges the rest that can be."""
     dynamic = dict.fromkeys(_dynamic_nodes(baseline, target), "its range is taken on every run")
-    few = first_samples(data, SAMPLES)
-    trial = QuantizeDynamic(target=target.name)
-    eased = improve(baseline, (SmoothQuant(few, dynamic=True),), trial, _tensors(few, baseline))
+    eased = _eased_for_dynamic(baseline, target, first_samples(data, SAMPLES))
     known = KnownRanges()
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 
 from fxopt.graph.printer import format_program
 from fxopt.graph.program import Program
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 Golden = Callable[[Program, Program], None]
