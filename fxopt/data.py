@@ -61,6 +61,23 @@ def first_samples(items: Iterable[Item], samples: int) -> list[Item]:
     return taken
 
 
+def split_items(items: Iterable[Any], program: Program, samples: int) -> list[Any]:
+    """Split items into ones of at most so many samples, if the batch of all inputs is one dynamic dimension.
+
+    Less is in memory at once when a Program runs them one by one.
+    """
+    names = {spec.shape[0] if spec.shape else 0 for spec in program.inputs}
+    if len(names) != 1 or any(isinstance(name, int) for name in names):
+        return list(items)
+    return [part for item in items for part in _parts(item, samples)]
+
+
+def _parts(item: Any, samples: int) -> Iterator[Any]:
+    count = next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
+    for start in range(0, max(count, 1), samples):
+        yield pytree.tree_map_only(Tensor, operator.itemgetter(slice(start, start + samples)), item)
+
+
 @dataclass(frozen=True)
 class CalibrationData:
     """Calibration data for a Program, checked as it streams by, that can be read more than once.

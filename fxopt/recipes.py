@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fxopt.data import calibration_inputs, first_samples
+from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.cost import macs_by_node
 from fxopt.graph.interpret import run
+from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.passes.quantize import (
-    EqualizeLayers,
     Gptq,
     Quantize,
     QuantizeDynamic,
@@ -44,8 +44,8 @@ NEED_DATA = ("int8", "int8-static")
 DYNAMIC_SHARE = 0.3
 # Clipping outliers helps most convolutional nets, and harms where outliers carry the meaning, as in transformers.
 CANDIDATE_OBSERVERS: tuple[Observer, ...] = ("mse", "minmax")
-# What is tried before the ranges are taken is tried on so many samples.
-SAMPLES = 16
+# What is tried before the ranges are taken is tried on so many samples, few at once: that memory comes on top.
+SAMPLES, AT_ONCE = 16, 4
 
 
 def quantizations(
@@ -67,10 +67,10 @@ def quantizations(
 
 def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
     """Quantize with calibrated ranges all that the target runs in integers."""
-    few = first_samples(data, SAMPLES)
+    few = _few(data, baseline)
     trial = Quantize(few, target=target.name, correct_bias=False)
-    steps = (EqualizeLayers(), SmoothQuant(few), SmoothQuant(few, multiply=True))
-    eased = improve(baseline, steps, trial, _tensors(few, baseline))
+    # EqualizeLayers is not among them: per-channel weights leave it little to win, and trained networks lost by it.
+    eased = improve(baseline, (SmoothQuant(few), SmoothQuant(few, multiply=True)), trial, _tensors(few, baseline))
     observer = _best_observer(eased, trial, few)
     known = KnownRanges()
 
@@ -87,7 +87,7 @@ def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None =
     """Quantize linears and LSTMs, with ranges taken anew on every run, and the tables of embeddings."""
     eased = baseline
     if data is not None:
-        few = first_samples(data, SAMPLES)
+        few = _few(data, baseline)
         eased = _eased_for_dynamic(baseline, target, few)
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
@@ -104,6 +104,10 @@ def _with_embeddings(
     return {**reasons, **embedding_float_reasons(layers, kept)}, Pipeline((QuantizeEmbeddings(kept),))(layers)
 
 
+def _few(data: Iterable[Any], program: Program) -> list[Any]:
+    return split_items(first_samples(data, SAMPLES), program, AT_ONCE)
+
+
 def _eased_for_dynamic(baseline: Program, target: Target, few: list[Any]) -> Program:
     steps = (SmoothQuant(few, dynamic=True), SmoothQuant(few, dynamic=True, multiply=True))
     return improve(baseline, steps, QuantizeDynamic(target=target.name), _tensors(few, baseline))
@@ -117,7 +121,10 @@ def _best_observer(program: Program, quantize: Quantize, few: Sequence[Any]) -> 
 
     def noise(observer: Observer) -> float:
         found = replace(quantize, data=seen, observer=observer)(program).eval()
-        return relative_noise(exact, [value for item in judged for value in run(found, item)])
+        result = relative_noise(exact, [value for item in judged for value in run(found, item)])
+        del found
+        release_memory()
+        return result
 
     return min(CANDIDATE_OBSERVERS, key=noise)
 
@@ -139,7 +146,7 @@ def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Qu
 def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
     """Quantize linears and LSTMs with ranges taken on every run, and with calibrated ranges the rest that can be."""
     dynamic = dict.fromkeys(_dynamic_nodes(baseline, target), "its range is taken on every run")
-    eased = _eased_for_dynamic(baseline, target, first_samples(data, SAMPLES))
+    eased = _eased_for_dynamic(baseline, target, _few(data, baseline))
     known = KnownRanges()
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxopt.data import CalibrationData, calibration_inputs, first_samples, import_attribute
+from fxopt.data import CalibrationData, calibration_inputs, first_samples, import_attribute, split_items
 from fxopt.errors import DataError, FxoptError, ModelError
 from fxopt.graph.capture import capture
 from fxopt.graph.program import Program
@@ -209,3 +209,21 @@ def test_only_as_many_samples_as_asked_for_are_taken() -> None:
     assert len(first_samples(items, 9)) == 3
     assert len(first_samples(items, 1)) == 1
     assert first_samples([], 5) == []
+
+
+def test_items_are_split_along_a_dynamic_batch_only() -> None:
+    """Every sample is there once, in order; a batch that is fixed, or inputs of which one has none, stay whole."""
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y.sum()
+
+    x, y = torch.arange(20.0).reshape(10, 2), torch.arange(10.0).reshape(10, 1)
+    both = capture(Two(), (x, y), dynamic="batch")
+    parts = split_items([(x, y)], both, 4)
+    assert [len(part[0]) for part in parts] == [4, 4, 2]
+    assert torch.equal(torch.cat([part[0] for part in parts]), x)
+    assert torch.equal(torch.cat([part[1] for part in parts]), y)
+    assert split_items([{"x": x, "y": y}], both, 10)[0].keys() == {"x", "y"}
+    fixed = capture(Two(), (x, y))
+    assert len(split_items([(x, y)], fixed, 4)) == 1

@@ -29,9 +29,11 @@ def improve(program: Program, steps: Sequence[Pass], quantize: Trial, items: Seq
     exact = [value for item in items for value in run(program.eval(), item)]
 
     def noise(candidate: Program) -> float:
-        release_memory()
         quantized = quantize(candidate).eval()
-        return relative_noise(exact, [value for item in items for value in run(quantized, item)])
+        result = relative_noise(exact, [value for item in items for value in run(quantized, item)])
+        del quantized
+        release_memory()
+        return result
 
     least: float | None = None
     dropped = []

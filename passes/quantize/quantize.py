@@ -28,7 +28,8 @@ class Quantize:
     - `observer`: "mse" (least squared error), "minmax", "moving-average", "percentile", "entropy" or "auto" (the best
       of them for each value), see Calibrate.
     - `keep_float`: names of nodes that stay float, or {name: reason}.
-    - `correct_bias`: whether to correct biases where that helps, see CorrectBias.
+    - `correct_bias`: whether to correct biases where that helps, see CorrectBias: it takes two runs of some samples
+      side by side in memory.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.
     - `known`: ranges that were found before, see Calibrate.
 
@@ -39,7 +40,7 @@ class Quantize:
     target: str = "x86"
     observer: Observer = "mse"
     keep_float: Mapping[str, str] | Collection[str] = ()
-    correct_bias: bool = True
+    correct_bias: bool = False
     scheme: Scheme = field(default_factory=Scheme)
     known: KnownRanges | None = field(default=None, repr=False, compare=False)
 

@@ -107,7 +107,7 @@ def test_inputs_of_other_shapes_and_transformers() -> None:
     assert noise[1] <= noise[0]
 
 
-def test_quantize_corrects_by_default_and_reads_a_stream_once() -> None:
+def test_quantize_corrects_on_request_and_reads_a_stream_once() -> None:
     x = images(8)
     program = program_of(coarse(Residual()), x)
     reads = []
@@ -118,7 +118,7 @@ def test_quantize_corrects_by_default_and_reads_a_stream_once() -> None:
             yield item
 
     plain = Quantize(list(torch.split(x, 2)), correct_bias=False)(program)
-    corrected = Quantize(stream())(program)  # type: ignore[arg-type]
+    corrected = Quantize(stream(), correct_bias=True)(program)  # type: ignore[arg-type]
     assert len(reads) == 4
     assert sqnr(program(x), corrected(x)) > sqnr(program(x), plain(x)) + 1
 
