@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxopt.errors import ValidationError
-from fxopt.graph.memory import release_memory
+from fxopt.graph.memory import return_free_memory
 
 Level = Literal["all", "none"]
 LEVELS = {
@@ -57,7 +57,7 @@ class Session:
             self.raw = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ValidationError(f"onnxruntime does not load the model: {str(error).strip()}") from error
-        release_memory()  # the file and the weights as they were before they were packed
+        return_free_memory()  # the file and the weights as they were before they were packed
         self.inputs = [entry.name for entry in self.raw.get_inputs()]
         self.outputs = [entry.name for entry in self.raw.get_outputs()]
 

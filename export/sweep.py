@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxopt.graph.integer import find_kernels, run_integer
 from fxopt.graph.interpret import run
-from fxopt.graph.memory import release_memory
+from fxopt.graph.memory import return_free_memory
 from fxopt.graph.program import Program
 
 
@@ -71,14 +71,14 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
         resized = resize(program, inputs, sizes) if sizes != base else inputs
         try:
             outputs = reference_outputs(program, resized)
-            release_memory()
+            return_free_memory()
             unfused = _present(program, run(program, resized)) if quantized else outputs
         except Exception as error:
             if sizes == base:
                 raise
             skipped.append(f"{sizes}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
-        release_memory()
+        return_free_memory()
         runs.append(Run(sizes, resized, outputs, unfused))
     return runs, skipped
 

@@ -6,7 +6,7 @@ Not slower than float comes first, then speed, and of what is about equally fast
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from fxopt.export.measure import Measurement, race
 from fxopt.export.session import Session
+from fxopt.graph.memory import return_free_memory
 
 FLOAT = "float"
 NOISE = 1.03  # times of one file differ by so much from run to run
 MARGIN = 1.10  # what is faster by less gives way to what is more exact
-SAMPLES = 8
+SAMPLES, AT_ONCE = 8, 2  # compared in all, and run at once: several runtimes are in memory beside their values
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,24 @@ def try_candidates(
     """Time the files in turn with the baseline's, and compare their outputs with its outputs on the samples."""
     sessions = [Session(baseline), *(Session(path, settings=settings) for path in files.values())]
     _, *latencies = race(sessions, inputs, seconds=1.0 + len(files))
-    expected = [sessions[0](*item) for item in samples]
+    expected, *outputs = _outputs(sessions, samples)
     return [
-        Candidate(name, latency, _worst_sqnr(expected, (session(*item) for item in samples)))
-        for name, latency, session in zip(files, latencies, sessions[1:], strict=True)
+        Candidate(name, latency, _worst_sqnr(expected, found))
+        for name, latency, found in zip(files, latencies, outputs, strict=True)
     ]
 
 
-def _worst_sqnr(expected: Iterable[Sequence[Tensor]], actual: Iterable[Sequence[Tensor]]) -> float:
+def _outputs(sessions: list[Session], samples: Sequence[tuple[Tensor, ...]]) -> Iterator[list[list[Tensor]]]:
+    """Run each session on all samples, and let go of it: what it keeps for its values can be more than its weights."""
+    sessions.reverse()
+    while sessions:
+        session = sessions.pop()
+        yield [session(*item) for item in samples]
+        del session
+        return_free_memory()
+
+
+def _worst_sqnr(expected: Sequence[Sequence[Tensor]], actual: Sequence[Sequence[Tensor]]) -> float:
     """Return the least SQNR over outputs, each over all samples at once."""
     power: dict[int, float] = {}
     noise: dict[int, float] = {}

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fxopt.check_capture import check_capture
-from fxopt.choose import SAMPLES, Candidate, choose, explain, try_candidates
-from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples
+from fxopt.choose import AT_ONCE, SAMPLES, Candidate, choose, explain, try_candidates
+from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
 from fxopt.errors import ExportError, ModelError, TargetError
-from fxopt.export.measure import measure, profile
+from fxopt.export.measure import KernelTime, measure, profile
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.validate import Validation
 from fxopt.graph.capture import Dynamic, call_of, capture
+from fxopt.graph.memory import quick_collections, release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
@@ -52,6 +53,7 @@ class Result:
     model: OnnxModel
 
 
+@quick_collections()
 def compile(
     model: nn.Module | Program,
     example_inputs: Any = None,
@@ -182,14 +184,17 @@ def _compile(
             result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
         return _Choice(prove(job, "custom", result, inputs), reference_of(job, baseline, inputs))
     data = None if calibration is None else CalibrationData(calibration, baseline, job.calibration_item)
+    reference = reference_of(job, baseline, inputs)
+    choice = recipe == "int8" and timed and data is not None
+    float_profile = _float_profile(job, reference, inputs) if choice else []
     ways = quantizations(recipe, baseline, job.target, data, choice=timed)
     tried = {name: prove_quantized(job, name, quantize, inputs) for name, quantize in ways.items()}
-    reference = reference_of(job, baseline, inputs)
-    if recipe != "int8" or not timed or data is None:
+    if not choice or data is None:
         return _Choice(next(iter(tried.values())), reference)
-    samples = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
-    tried |= _without_losers(job, tried["static"], ways["static"], baseline, reference, inputs)
+    samples = split_items(first_samples(calibration_inputs(data.source, baseline), SAMPLES), baseline, AT_ONCE)
+    tried |= _without_losers(job, tried["static"], ways["static"], baseline, float_profile, inputs)
     del baseline, ways, data  # runtimes now load all files, beside all that is still here
+    release_memory()
     with job.stage("measure"):
         files = {name: proved.path for name, proved in tried.items()}
         candidates = tuple(try_candidates(files, reference.path, inputs, samples, job.target.session))
@@ -202,18 +207,24 @@ def _compile(
     return _Choice(proved, reference_of(job, baseline, inputs, proved), candidates)
 
 
+def _float_profile(job: Job, reference: Reference, inputs: tuple[Tensor, ...]) -> list[KernelTime]:
+    """Profile the float file, before there are integer Programs in memory beside it."""
+    with job.stage("measure"):
+        return profile(reference.path, inputs)
+
+
 def _without_losers(
     job: Job,
     static: Proved,
     quantize: Quantization,
     baseline: Program,
-    reference: Reference,
+    float_profile: Sequence[KernelTime],
     inputs: tuple[Tensor, ...],
 ) -> dict[str, Proved]:
     """Try the static candidate without the nodes that profiles show to be slower in integers, if that saves enough."""
     settings = job.target.session
     with job.stage("measure"):
-        profiles = profile(reference.path, inputs), profile(static.path, inputs, settings=settings)
+        profiles = float_profile, profile(static.path, inputs, settings=settings)
         placement = place(baseline, job.target, static.kept)
         losers = slower_in_integers(baseline, placement, node_times(baseline, *profiles))
     if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Callable
@@ -24,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write tests/golden/*.txt from what the passes give now"
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """Let collections of cycles skip what the libraries made: the tests compile hundreds of small models."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

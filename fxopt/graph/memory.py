@@ -1,7 +1,8 @@
 """Give freed memory back to the operating system.
 
 glibc keeps what a process frees, in pieces between what is still in use. After the work of one stage on tensors of
-many sizes that can be more than the model itself.
+many sizes that can be more than the model itself. Graphs and their tensors hold each other, so that they are free only
+after a collection of cycles.
 """
 
 from __future__ import annotations
@@ -9,10 +10,34 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def release_memory() -> None:
-    """Free what only cycles keep alive, and return free heap memory to the system (with glibc; else nothing more)."""
+    """Free what only cycles keep alive, such as graphs, and return free heap memory to the system."""
     gc.collect()
+    return_free_memory()
+
+
+def return_free_memory() -> None:
+    """Return free heap memory to the system (with glibc; else nothing happens)."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """Let collections of cycles look only at objects made from here on.
+
+    A collection looks at every object there is, and libraries make millions: without this, collections take most of
+    the time in which a small model is compiled.
+    """
+    if gc.get_freeze_count():  # somebody else's arrangement, or an outer call's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fxopt.graph.memory import return_free_memory
 from fxopt.graph.program import Program
 from fxopt.passes.quantize.calibrate import Calibrate, KnownRanges
 from fxopt.passes.quantize.concatenations import keep_apart
@@ -53,7 +54,9 @@ class Quantize:
         result = self._calibrated(program, data)
         if self.correct_bias:
             result = CorrectBias(data)(result)
+        return_free_memory()  # what the values of calibration took; converting weights needs as much again
         result = Convert(self.target)(result)
+        return_free_memory()
         return replace(result, history=(*program.history, repr(self)))
 
     def _calibrated(self, program: Program, data: Iterable[Any]) -> Program:

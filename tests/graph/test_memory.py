@@ -1,12 +1,15 @@
 """Freed memory goes back to the system."""
 
+import gc
 import platform
 import resource
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fxopt.graph.memory import release_memory
+from fxopt.graph.memory import quick_collections, release_memory
 
 
 def resident() -> int:
@@ -23,3 +26,43 @@ def test_freed_memory_below_what_is_in_use_is_returned() -> None:
     release_memory()
     assert resident() - start < 60e6, "300 MB were taken, 0.3 are still in use"
     assert len(in_use) == 300
+
+
+class Cycle:
+    """An object that only a collection frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Let all objects be collected, as in a process that never froze any; the rest of the tests runs faster frozen."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+def test_quick_collections_leave_old_objects_alone_and_free_new_ones(thawed: None) -> None:
+    old = weakref.ref(Cycle())
+    with quick_collections():
+        new = weakref.ref(Cycle())
+        with quick_collections():  # a nested call changes nothing
+            release_memory()
+        assert new() is None and old() is not None
+        assert gc.get_freeze_count()
+    release_memory()
+    assert old() is None and not gc.get_freeze_count()
+
+
+def test_quick_collections_end_with_an_error(thawed: None) -> None:
+    with pytest.raises(ValueError, match="inside"), quick_collections():
+        raise ValueError("inside")
+    assert not gc.get_freeze_count()
+
+
+def test_objects_that_somebody_else_froze_stay_frozen(thawed: None) -> None:
+    gc.freeze()
+    with quick_collections():
+        pass
+    assert gc.get_freeze_count()
