@@ -27,12 +27,13 @@ class Candidate:
     """One way to compile the model.
 
     - `latency`: its time in turn with the float model's. `sqnr`: of its outputs against the float model's, in dB, over
-      the first SAMPLES calibration samples, the worst output counting.
+      the first SAMPLES calibration samples, the worst output counting. `figure`: what max_drop bounds, see limits.Drop.
     """
 
     name: str
     latency: Measurement
     sqnr: float
+    figure: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -62,7 +63,7 @@ def try_candidates(
     _, *latencies = race(sessions, inputs, seconds=1.0 + len(files))
     expected, *outputs = _outputs(sessions, samples)
     return [
-        Candidate(name, latency, _worst_sqnr(expected, found))
+        Candidate(name, latency, worst_sqnr(zip(expected, found, strict=True)))
         for name, latency, found in zip(files, latencies, outputs, strict=True)
     ]
 
@@ -77,11 +78,11 @@ def _outputs(sessions: list[Session], samples: Sequence[tuple[Tensor, ...]]) -> 
         return_free_memory()
 
 
-def _worst_sqnr(expected: Sequence[Sequence[Tensor]], actual: Sequence[Sequence[Tensor]]) -> float:
-    """Return the least SQNR over outputs, each over all samples at once."""
+def worst_sqnr(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> float:
+    """Return the least SQNR over outputs, in dB, each over all pairs of (expected, actual) outputs at once."""
     power: dict[int, float] = {}
     noise: dict[int, float] = {}
-    for left, right in zip(expected, actual, strict=True):
+    for left, right in pairs:
         for place, (reference, value) in enumerate(zip(left, right, strict=True)):
             if reference.is_floating_point():
                 power[place] = power.get(place, 0.0) + float(reference.double().square().sum())

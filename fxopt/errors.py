@@ -43,6 +43,10 @@ class ValidationError(FxoptError):
     """The ONNX file does not agree with its Program."""
 
 
+class BudgetError(FxoptError):
+    """No model was found within max_drop and max_latency; the message says what was reached."""
+
+
 class ModelError(FxoptError):
     """A model, recipe or file named by the user does not exist or cannot be loaded."""
 

@@ -18,7 +18,7 @@ from torch import fx
 
 from fxopt.export.measure import KernelTime
 from fxopt.graph.program import Program
-from fxopt.passes.quantize.placement import WEIGHTED, Placement
+from fxopt.passes.quantize.placement import WEIGHTED, Placement, activations
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Role
 
 LAYERS = [op for op, rule in QUANTIZE_RULES.items() if rule.role in WEIGHTED]
@@ -92,11 +92,12 @@ def slower_in_integers(program: Program, placement: Placement, times: Mapping[st
 
     Nodes without a time of their own (merged away, or only moving values) cost nothing.
     """
-    cut = _Cut(program, placement, times)
+    prices = Prices(program, placement, times)
+    cut = _Cut(prices)
     least, kept = cut.solve()
     reasons = {}
     for name in sorted(kept):
-        left, right = cut.seconds(name)
+        left, right = prices.seconds(name)
         reasons[name] = SLOWER if right > left else NOT_WORTH_IT
     return Losers(reasons, 1 - least / cut.placed if cut.placed else 0.0)
 
@@ -106,27 +107,13 @@ def compute_nodes(placement: Placement) -> set[str]:
     return {name for name, role in placement.integer.items() if role is not Role.SHARE}
 
 
-class _Cut:
-    """The graph of the minimum cut: the source is "integer", the sink "float".
-
-    What is cut is paid: the float time of a node on the float side, the integer time of one on the integer side, and a
-    conversion where a value passes from one side to the other, once however many read it.
-    """
+class Prices:
+    """What nodes and the conversions around them cost, in seconds, for any choice of integer nodes of a placement."""
 
     def __init__(self, program: Program, placement: Placement, times: Mapping[str, NodeTime]) -> None:
         self.placement = placement
         self.times = times
         self.nodes = {node.name: node for node in program.graph.nodes}
-        self.graph = networkx.DiGraph()
-        self.graph.add_nodes_from(("integer", "float", *placement.integer))
-        self.placed = 0.0  # the cost of the placement as it is: the cut that has all its nodes on the integer side
-        for name in placement.integer:
-            left, right = self.seconds(name)
-            self._edge("integer", name, left)  # cut, and paid, where the node ends up on the float side
-            self._edge(name, "float", right)
-            self.placed += right
-        for point in placement.points.values():
-            self._conversions(self.nodes[point.value])
 
     def seconds(self, name: str) -> tuple[float, float]:
         """Return what a node costs in float and in integers, with the clip that its integer kernel absorbs."""
@@ -139,7 +126,7 @@ class _Cut:
         point = self.placement.points.get(user.name)
         return user.name not in self.placement.integer and point is not None and point.readers is None
 
-    def _maker(self, value: fx.Node) -> str | None:
+    def maker(self, value: fx.Node) -> str | None:
         """Return the integer node that makes a quantized value, if one does."""
         for node in (value, *value.all_input_nodes[:1]):
             role = self.placement.integer.get(node.name)
@@ -147,11 +134,42 @@ class _Cut:
                 return node.name
         return None
 
+    def readers(self, value: fx.Node) -> list[str | None]:
+        """Return the nodes of the placement that read a value, and None for each other reader."""
+        return [user.name if user.name in self.placement.integer else None for user in value.users]
+
+    def integer_readers(self, value: fx.Node) -> list[fx.Node]:
+        """Return the nodes of the placement that read a value as an activation."""
+        return [user for user in value.users if user.name in self.placement.integer and value in activations(user)]
+
+    def conversion(self, value: fx.Node) -> float:
+        """Return what quantizing or dequantizing a value costs."""
+        return CALL + ELEMENT * _elements(value)
+
+
+class _Cut:
+    """The graph of the minimum cut: the source is "integer", the sink "float".
+
+    What is cut is paid: the float time of a node on the float side, the integer time of one on the integer side, and a
+    conversion where a value passes from one side to the other, once however many read it.
+    """
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices, self.placement = prices, prices.placement
+        self.graph = networkx.DiGraph()
+        self.graph.add_nodes_from(("integer", "float", *self.placement.integer))
+        self.placed = 0.0  # the cost of the placement as it is: the cut that has all its nodes on the integer side
+        for name in self.placement.integer:
+            left, right = prices.seconds(name)
+            self._edge("integer", name, left)  # cut, and paid, where the node ends up on the float side
+            self._edge(name, "float", right)
+            self.placed += right
+        for point in self.placement.points.values():
+            self._conversions(prices.nodes[point.value])
+
     def _conversions(self, value: fx.Node) -> None:
         """Let a value cost a conversion where its maker and one of its readers are on different sides."""
-        maker = self._maker(value)
-        readers = [user.name if user.name in self.placement.integer else None for user in value.users]
-        price = CALL + ELEMENT * _elements(value)
+        maker, readers, price = self.prices.maker(value), self.prices.readers(value), self.prices.conversion(value)
         quantized, dequantized = f"quantize {value.name}", f"dequantize {value.name}"
         self._edge(quantized, maker or "float", price)
         self._edge(maker or "integer", dequantized, price if maker else 0.0)

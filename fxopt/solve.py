@@ -1,0 +1,128 @@
+"""The exact optimum of time and noise over a choice of nodes, as a mixed-integer linear program.
+
+scipy's milp, that is HiGHS, which is deterministic (Huangfu and Hall 2018, "Parallelizing the dual revised simplex method").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SECONDS = 20.0  # for one program; what is best by then is taken
+GAP = 1e-6  # how far the result may be from the optimum
+TIE = 1e-5  # the weight of what is not asked for: of equally fast choices the more exact, and the other way round
+WORST = "the worst noise"
+Terms = dict[str, float]
+
+
+@dataclass
+class Problem:
+    """The linear program: a variable of 0 or 1 for each of `nodes` (1: integer), and others of 0 to 1.
+
+    - `rows`: terms whose sum is at most a bound. `seconds`: the terms of the time, to which `constant` is added.
+    - `noise`: the terms of the noise of each output.
+    """
+
+    nodes: tuple[str, ...]
+    rows: list[tuple[Terms, float]] = field(default_factory=list)
+    seconds: Terms = field(default_factory=dict)
+    constant: float = 0.0
+    noise: list[Terms] = field(default_factory=list)
+
+    def variables(self) -> dict[str, int]:
+        """Number the variables: the nodes first."""
+        names = dict.fromkeys(self.nodes)
+        for terms in (*(terms for terms, _ in self.rows), self.seconds, *self.noise):
+            names |= dict.fromkeys(terms)
+        return {name: number for number, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A choice of integer nodes, with the seconds of all nodes of the problem and the noise of each output."""
+
+    integer: frozenset[str]
+    seconds: float
+    noise: tuple[float, ...]
+
+    @property
+    def worst(self) -> float:
+        """The noise of the worst output."""
+        return max(self.noise, default=0.0)
+
+
+def fastest(problem: Problem, noise: float = math.inf) -> Solution | None:
+    """Return the choice with the least seconds among those with at most so much noise in every output, if there is one.
+
+    Of several the most exact.
+    """
+    numbers = problem.variables()
+    time = _vector(problem.seconds, numbers) / _unit(problem, numbers)
+    rows = [_vector(terms, numbers) for terms in problem.noise]
+    bounds = [noise] * len(rows) if math.isfinite(noise) else []
+    total = sum((row / max(row.sum(), 1e-30) for row in rows), np.zeros(len(numbers)))
+    return _solve(problem, numbers, time + TIE * total, list(zip(rows, bounds, strict=False)))
+
+
+def most_exact(problem: Problem, seconds: float) -> Solution | None:
+    """Return the choice with the least noise of the worst output among those with at most so many seconds, if any."""
+    numbers = problem.variables()
+    time = _vector(problem.seconds, numbers)
+    total = max((sum(terms.values()) for terms in problem.noise), default=0.0) or 1.0
+    worst = numbers | {WORST: len(numbers)}
+    rows: list[tuple[np.ndarray, float]] = [
+        (_vector({**{name: share / total for name, share in terms.items()}, WORST: -1.0}, worst), 0.0)
+        for terms in problem.noise
+    ]
+    rows.append((np.append(time, 0.0), seconds - problem.constant))
+    return _solve(problem, worst, np.append(TIE * time / _unit(problem, numbers), 1.0), rows)
+
+
+def _vector(terms: Terms, numbers: dict[str, int]) -> np.ndarray:
+    vector = np.zeros(len(numbers))
+    for name, factor in terms.items():
+        vector[numbers[name]] += factor
+    return vector
+
+
+def _unit(problem: Problem, numbers: dict[str, int]) -> float:
+    """Return what times are divided by: solvers count what is far below one as nothing."""
+    return float(np.abs(_vector(problem.seconds, numbers)).sum()) or 1.0
+
+
+def _solve(
+    problem: Problem, numbers: dict[str, int], cost: np.ndarray, bounds: Sequence[tuple[np.ndarray, float]]
+) -> Solution | None:
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes half a second to import
+
+    rows = [*((_vector(terms, numbers), bound) for terms, bound in problem.rows), *bounds]
+    scales = [_scale(row, bound) for row, bound in rows]
+    matrix = np.stack([row / scale for (row, _), scale in zip(rows, scales, strict=True)])
+    upper = np.array([bound / scale for (_, bound), scale in zip(rows, scales, strict=True)])
+    integral = np.array([name in set(problem.nodes) for name in numbers])
+    highest = np.array([np.inf if name == WORST else 1.0 for name in numbers])
+    found = milp(
+        cost,
+        integrality=integral,
+        bounds=Bounds(0, highest),
+        constraints=LinearConstraint(matrix, -np.inf, upper),
+        options={"time_limit": SECONDS, "mip_rel_gap": GAP},
+    )
+    return None if found.x is None else _solution(problem, numbers, found.x)
+
+
+def _scale(row: np.ndarray, bound: float) -> float:
+    """Return what to divide a row by: the solver's tolerance is a share of one."""
+    largest = float(np.abs(row).max(initial=0.0))
+    return max(bound, 1e-4 * largest) if bound > 0 else largest or 1.0
+
+
+def _solution(problem: Problem, numbers: dict[str, int], x: np.ndarray) -> Solution:
+    def value(terms: Terms) -> float:
+        return float(sum(factor * x[numbers[name]] for name, factor in terms.items()))
+
+    integer = frozenset(name for name in problem.nodes if x[numbers[name]] > 0.5)
+    return Solution(integer, problem.constant + value(problem.seconds), tuple(value(terms) for terms in problem.noise))
