@@ -152,6 +152,13 @@ def compile(
         str | None,
         typer.Option(metavar="FUNCTION", help="module:function: callable model -> metric, higher is better."),
     ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(metavar="DROP", help="int8: what the metric may lose, or sqnr=30, kl=0.01, agreement=0.99."),
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="int8: a share of float's latency, 0.5, or a time, 3ms.")
+    ] = None,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time it against the float model.")] = True,
     program: Annotated[Path | None, typer.Option(metavar="FILE.pt2", help="Also save the compiled program.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write the report as a page.")] = None,
@@ -174,6 +181,8 @@ def compile(
             dynamic=loaded.dynamic,
             output=output,
             opset=opset,
+            max_drop=max_drop,
+            max_latency=max_latency,
             measure=measure,
             name=model,
             progress=stage,

@@ -28,6 +28,8 @@ from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.job import Job, Progress, Proved, prove, prove_quantized, silent
+from fxopt.judge import hold_out
+from fxopt.limits import Budget, read_budget
 from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.passes.cleanup import CLEANUP
@@ -37,6 +39,7 @@ from fxopt.reference import Reference, figures_of, reference_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, Target, find_target
 from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
+from fxopt.within_budget import within_budget
 
 Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4-weights"]
 Recipe = Name | Pipeline | Sequence[Pass]
@@ -65,6 +68,8 @@ def compile(
     dynamic: Dynamic = None,
     output: str | Path | None = None,
     opset: int | None = None,
+    max_drop: float | str | None = None,
+    max_latency: float | str | None = None,
     measure: bool = True,
     name: str | None = None,
     progress: Progress | None = None,
@@ -81,23 +86,31 @@ def compile(
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
     - `dynamic`: see capture().
     - `output`: where to write the ONNX file; nothing appears there unless it is proved.
+    - `max_drop`, `max_latency`: bounds for recipe "int8". With max_drop, the fastest model that loses no more: a
+      number, in units of `evaluate`, or of the outputs against float's "sqnr=30" (dB, at least), "kl=0.01" (nats, at
+      most) or "agreement=0.99" (of argmax, at least), see limits.Drop. With max_latency alone, the most exact model
+      that is as fast: a share of the float model's latency (0.5), or a time ("3ms"). With both, the fastest within
+      both. What judges is the first 32 calibration samples, held out of calibration if there are 128 or more.
     - `measure`: whether to time the result against the float model (False when compiling for another machine; then
       "int8" is "int8-static").
     - `progress`: called with the name of each stage as it starts, and with (name, done, total) as it goes on.
 
-    Raises a FxoptError: CaptureError, DataError, PassError, ExportError, TargetError or ValidationError.
+    Raises a FxoptError: CaptureError, DataError, PassError, ExportError, TargetError, ValidationError or BudgetError.
     """
     destination = _writable(output)
     filename = destination.name if destination else "model.onnx"
     job = Job(resolve_target(target), opset, evaluate, progress or silent, filename)
     _check_choices(recipe, opset, calibration)
+    budget = read_budget(max_drop, max_latency, evaluated=evaluate is not None)
+    if budget is not None and (recipe != "int8" or not measure):
+        raise ModelError(f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed.")
     with job.stage("capture"):
         program, inputs = _program(model, example_inputs, dynamic)
         if isinstance(model, nn.Module):
             check_capture(model, program, inputs)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         job.folder = Path(folder)
-        choice = _compile(job, recipe, program, calibration, inputs, measure)
+        choice = _compile(job, recipe, program, calibration, inputs, measure, budget)
         del program
         report = _report(job, choice, inputs, _title(model, name), recipe, measure)
         if destination is not None:
@@ -159,6 +172,7 @@ class _Choice:
     reference: Reference
     candidates: tuple[Candidate, ...] = ()
     chosen: Candidate | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -173,6 +187,7 @@ def _compile(
     calibration: Data | str | Path | None,
     inputs: tuple[Tensor, ...],
     timed: bool,
+    budget: Budget | None,
 ) -> _Choice:
     with job.stage("cleanup"):
         baseline = Pipeline(tuple(CLEANUP))(program)
@@ -187,10 +202,17 @@ def _compile(
     reference = reference_of(job, baseline, inputs)
     choice = recipe == "int8" and timed and data is not None
     float_profile = _float_profile(job, reference, inputs) if choice else []
-    ways = quantizations(recipe, baseline, job.target, data, choice=timed)
+    rest, judged = hold_out(data) if budget is not None and data is not None else (data, ())
+    ways = quantizations(recipe, baseline, job.target, rest, choice=timed)
     tried = {name: prove_quantized(job, name, quantize, inputs) for name, quantize in ways.items()}
     if not choice or data is None:
         return _Choice(next(iter(tried.values())), reference)
+    if budget is not None:
+        found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
+        if found.proved is not None:
+            return _Choice(found.proved, reference, found.candidates, found.chosen, (found.note,))
+        proved = prove(job, "float", baseline, inputs)
+        return _Choice(proved, reference_of(job, baseline, inputs, proved), found.candidates, None, (found.note,))
     samples = split_items(first_samples(calibration_inputs(data.source, baseline), SAMPLES), baseline, AT_ONCE)
     tried |= _without_losers(job, tried["static"], ways["static"], baseline, float_profile, inputs)
     del baseline, ways, data  # runtimes now load all files, beside all that is still here
@@ -261,7 +283,7 @@ def _report(job: Job, choice: _Choice, inputs: tuple[Tensor, ...], title: str, r
         delegated=proved.model.delegated,
         seconds=dict(job.seconds),
         history=proved.program.history,
-        notes=(*explain(choice.candidates, choice.chosen), *proved.program.notes, *validation.notes),
+        notes=(*(choice.notes or explain(choice.candidates, choice.chosen)), *proved.program.notes, *validation.notes),
     )
 
 

@@ -1,30 +1,38 @@
 """What a choice among the integer nodes of a placement costs, as the rows of a linear program (see solve).
 
-Unknown is for each node whether it is integer. What follows from that is linear: the time of nodes and of conversions, as
-in timed_placement; the noise of weights and values that are quantized (see sensitivity); and what placement demands of
-ops that gain only between integer ones.
+Unknown is for each node whether it is integer. What follows from that is linear: the time of nodes and of conversions,
+as in timed_placement; the noise of weights and values that are quantized (see sensitivity); and what placement demands
+of ops that gain only between integer ones.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from torch import fx
 
 from fxopt.passes.quantize.placement import WEIGHTED, activations
 from fxopt.passes.quantize.rules import Role, needs_chain
-from fxopt.sensitivity import Noise
+from fxopt.sensitivity import Noise, dynamic_key
 from fxopt.solve import Problem
 from fxopt.target import Target
 from fxopt.timed_placement import Prices
 
 
-def placement_problem(prices: Prices, target: Target, noise: Noise) -> Problem:
-    """Return the problem of a placement. What `noise` does not know makes none."""
+def placement_problem(prices: Prices, target: Target, noise: Noise, dynamic: Collection[str] = ()) -> Problem:
+    """Return the problem of a placement, and of nodes with `dynamic` ranges, which stand by themselves.
+
+    What `noise` does not know makes none.
+    """
     placement = prices.placement
-    problem = Problem(tuple(placement.integer))
+    problem = Problem((*placement.integer, *dynamic))
     width = max((len(row) for row in noise.values()), default=0)
     problem.noise = [{} for _ in range(width)]
     for name in placement.integer:
         _node(problem, prices, target, noise, prices.nodes[name])
+    for name in dynamic:
+        _times(problem, prices, name)
+        _add_noise(problem, name, noise.get(dynamic_key(name), ()))
     for point in placement.points.values():
         _conversions(problem, prices, prices.nodes[point.value])
         _rounding(problem, prices, prices.nodes[point.value], noise.get(point.value, ()))
@@ -33,9 +41,7 @@ def placement_problem(prices: Prices, target: Target, noise: Noise) -> Problem:
 
 def _node(problem: Problem, prices: Prices, target: Target, noise: Noise, node: fx.Node) -> None:
     """Add the time of a node, the noise of its weight, and what it demands of its neighbours."""
-    left, right = prices.seconds(node.name)
-    problem.constant += left
-    problem.seconds[node.name] = right - left
+    _times(problem, prices, node.name)
     role = prices.placement.integer[node.name]
     if role in WEIGHTED:
         weight = node.args[1]
@@ -43,6 +49,12 @@ def _node(problem: Problem, prices: Prices, target: Target, noise: Noise, node: 
         _add_noise(problem, node.name, noise.get(str(weight.target), ()))
     if role not in WEIGHTED or (role is Role.CONVOLUTION and needs_chain(node, target)):
         _chain(problem, prices, node)
+
+
+def _times(problem: Problem, prices: Prices, name: str) -> None:
+    left, right = prices.seconds(name)
+    problem.constant += left
+    problem.seconds[name] = right - left
 
 
 def _chain(problem: Problem, prices: Prices, node: fx.Node) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,7 @@ from fxopt.passes.quantize.concatenations import keep_apart
 from fxopt.passes.quantize.correct_bias import relative_noise
 from fxopt.passes.quantize.improve import improve
 from fxopt.passes.quantize.observers import Observer
+from fxopt.passes.quantize.placement import Placement
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
@@ -59,28 +60,61 @@ def quantizations(
         return {"weights": weights_only(baseline, WEIGHT_BITS[recipe], data)}
     if recipe == "int8-dynamic" or data is None:
         return {"dynamic": dynamic_int8(baseline, target, data)}
-    result = {"static": static_int8(baseline, target, data)}
+    result: dict[str, Quantization] = {"static": static_int8(baseline, target, data)}
     if recipe == "int8" and choice and _dynamic_share(baseline, target) >= DYNAMIC_SHARE:
         result["mixed"] = mixed_int8(baseline, target, data)
     return result
 
 
-def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
+def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calibrated:
     """Quantize with calibrated ranges all that the target runs in integers."""
     few = _few(data, baseline)
     trial = Quantize(few, target=target.name, correct_bias=False)
     # EqualizeLayers is not among them: per-channel weights leave it little to win, and trained networks lost by it.
     eased = improve(baseline, (SmoothQuant(few), SmoothQuant(few, multiply=True)), trial, _tensors(few, baseline))
-    observer = _best_observer(eased, trial, few)
-    known = KnownRanges()
+    return Calibrated(eased, target, data, _best_observer(eased, trial, few))
 
-    def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        step = Quantize(data, target=target.name, observer=observer, keep_float=kept, known=known)
-        result = Pipeline((step,))(eased)
-        reasons = place(eased, target, keep_apart(eased, target, kept, known.extents)).float_reasons
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Quantize an eased float Program with calibrated ranges, and the nodes of `dynamic` with ranges of every run."""
+
+    eased: Program = field(repr=False)
+    target: Target
+    data: Iterable[Any] = field(repr=False)
+    observer: Observer = "mse"
+    dynamic: Mapping[str, str] = field(default_factory=dict)
+    known: KnownRanges = field(default_factory=KnownRanges, repr=False)
+
+    def __call__(self, kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
+        """Return why each float node stays float, and the quantized Program."""
+        again = {name: reason for name, reason in kept.items() if name in self.dynamic}
+        steps: list[Pass] = [self._quantize({**kept, **self.dynamic})]
+        if self.dynamic:
+            steps.append(QuantizeDynamic(again, self.target.name))
+        result = Pipeline(steps)(self.eased)
+        static = self.placement(kept).float_reasons
+        reasons = {name: reason for name, reason in static.items() if name not in self.dynamic or name in kept}
+        if self.dynamic:
+            reasons |= dynamic_float_reasons(self.eased, kept, self.target)
         return _with_embeddings(reasons, result, kept)
 
-    return quantize
+    def _quantize(self, kept: Mapping[str, str]) -> Quantize:
+        return Quantize(self.data, self.target.name, self.observer, keep_float=kept, known=self.known)
+
+    def placement(self, kept: Mapping[str, str]) -> Placement:
+        """Return what becomes integer with calibrated ranges, once there are any."""
+        apart = keep_apart(self.eased, self.target, {**kept, **self.dynamic}, self.known.extents)
+        return place(self.eased, self.target, apart)
+
+    def calibrated(self, kept: Mapping[str, str]) -> Program:
+        """Return the Program with a `fake_quantize` for each value that gets a calibrated range."""
+        return self._quantize({**kept, **self.dynamic}).calibrated(self.eased)
+
+    def with_dynamic(self, kept: Mapping[str, str]) -> Program | None:
+        """Return the Program with the dynamic nodes alone in integers; None if there are none."""
+        again = {name: reason for name, reason in kept.items() if name in self.dynamic}
+        return QuantizeDynamic(again, self.target.name)(self.eased) if self.dynamic else None
 
 
 def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None = None) -> Quantization:
@@ -143,24 +177,11 @@ def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Qu
     return quantize
 
 
-def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Quantization:
+def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calibrated:
     """Quantize linears and LSTMs with ranges taken on every run, and with calibrated ranges the rest that can be."""
     dynamic = dict.fromkeys(_dynamic_nodes(baseline, target), "its range is taken on every run")
     eased = _eased_for_dynamic(baseline, target, _few(data, baseline))
-    known = KnownRanges()
-
-    def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        again = {name: reason for name, reason in kept.items() if name in dynamic}
-        steps = (
-            Quantize(data, target=target.name, keep_float={**kept, **dynamic}, known=known),
-            QuantizeDynamic(again, target.name),
-        )
-        result = Pipeline(steps)(eased)
-        static = place(eased, target, keep_apart(eased, target, {**kept, **dynamic}, known.extents)).float_reasons
-        reasons = {name: reason for name, reason in static.items() if name not in dynamic or name in kept}
-        return _with_embeddings(reasons | dynamic_float_reasons(eased, kept, target), result, kept)
-
-    return quantize
+    return Calibrated(eased, target, data, dynamic=dynamic)
 
 
 def _dynamic_nodes(baseline: Program, target: Target) -> list[str]:

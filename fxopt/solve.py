@@ -1,6 +1,7 @@
 """The exact optimum of time and noise over a choice of nodes, as a mixed-integer linear program.
 
-scipy's milp, that is HiGHS, which is deterministic (Huangfu and Hall 2018, "Parallelizing the dual revised simplex method").
+Solved by scipy's milp, that is HiGHS, a deterministic branch and bound (Huangfu and Hall 2018, "Parallelizing the dual
+revised simplex method").
 """
 
 from __future__ import annotations
@@ -54,17 +55,18 @@ class Solution:
         return max(self.noise, default=0.0)
 
 
-def fastest(problem: Problem, noise: float = math.inf) -> Solution | None:
-    """Return the choice with the least seconds among those with at most so much noise in every output, if there is one.
+def fastest(problem: Problem, noise: float = math.inf) -> Solution:
+    """Return the choice with the least seconds among those with at most so much noise in every output.
 
-    Of several the most exact.
+    Of several the most exact. If the solver finds none in its time, the choice of no node, which has no noise.
     """
     numbers = problem.variables()
     time = _vector(problem.seconds, numbers) / _unit(problem, numbers)
     rows = [_vector(terms, numbers) for terms in problem.noise]
     bounds = [noise] * len(rows) if math.isfinite(noise) else []
     total = sum((row / max(row.sum(), 1e-30) for row in rows), np.zeros(len(numbers)))
-    return _solve(problem, numbers, time + TIE * total, list(zip(rows, bounds, strict=False)))
+    found = _solve(problem, numbers, time + TIE * total, list(zip(rows, bounds, strict=False)))
+    return found or Solution(frozenset(), problem.constant, (0.0,) * len(rows))
 
 
 def most_exact(problem: Problem, seconds: float) -> Solution | None:
@@ -96,9 +98,12 @@ def _unit(problem: Problem, numbers: dict[str, int]) -> float:
 def _solve(
     problem: Problem, numbers: dict[str, int], cost: np.ndarray, bounds: Sequence[tuple[np.ndarray, float]]
 ) -> Solution | None:
+    if not problem.nodes:
+        return Solution(frozenset(), problem.constant, (0.0,) * len(problem.noise))
     from scipy.optimize import Bounds, LinearConstraint, milp  # takes half a second to import
 
     rows = [*((_vector(terms, numbers), bound) for terms, bound in problem.rows), *bounds]
+    rows = rows or [(np.zeros(len(numbers)), 0.0)]
     scales = [_scale(row, bound) for row, bound in rows]
     matrix = np.stack([row / scale for (row, _), scale in zip(rows, scales, strict=True)])
     upper = np.array([bound / scale for (_, bound), scale in zip(rows, scales, strict=True)])

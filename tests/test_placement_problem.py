@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Collection
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional
 from fxopt.passes.quantize.placement import Placement, place
 from fxopt.placement_problem import placement_problem
 from fxopt.sensitivity import Noise
-from fxopt.solve import Solution, fastest, most_exact
+from fxopt.solve import fastest, most_exact
 from fxopt.target import TARGETS
 from fxopt.timed_placement import NodeTime, Prices
 from tests.passes.quantize.nets import program_of
@@ -86,10 +85,6 @@ def costs(draw: st.DrawFn) -> tuple[dict[str, NodeTime], dict[str, tuple[float, 
     return times, {name: (draw(share), draw(share)) for name in (*PLACEMENT.points, *LAYERS.values())}
 
 
-def is_allowed(solution: Solution, names: Collection[frozenset[str]]) -> bool:
-    return solution.integer in names
-
-
 def test_there_is_much_to_choose_from() -> None:
     assert len(ALLOWED) == 30 and len(PLACEMENT.integer) == 8
 
@@ -103,7 +98,6 @@ def test_the_fastest_choice_within_a_noise(
     problem = placement_problem(Prices(PROGRAM, PLACEMENT, times), TARGET, noise)
     fit = [p for p in ALLOWED if max(noise_of(p, noise)) <= bound]
     found = fastest(problem, bound)
-    assert found is not None
     placement = place(PROGRAM, TARGET, set(PLACEMENT.integer) - found.integer)
     assert set(placement.integer) == found.integer
     assert found.seconds == pytest.approx(seconds_of(placement, times), abs=1e-9)
@@ -131,5 +125,5 @@ def test_without_bounds_the_choice_is_that_of_the_times_alone() -> None:
     times = {name: NodeTime(100e-6, 1e-6) for name in PLACEMENT.integer}
     problem = placement_problem(Prices(PROGRAM, PLACEMENT, times), TARGET, {})
     found = fastest(problem, math.inf)
-    assert found is not None and found.integer == set(PLACEMENT.integer) and found.noise == ()
+    assert found.integer == set(PLACEMENT.integer) and found.noise == ()
     assert most_exact(problem, -1.0) is None

@@ -51,7 +51,7 @@ class Quantize:
     def __call__(self, program: Program) -> Program:
         """Return the quantized Program."""
         data = list(self.data) if isinstance(self.data, Iterator) else self.data
-        result = self._calibrated(program, data)
+        result = replace(self, data=data).calibrated(program)
         if self.correct_bias:
             result = CorrectBias(data)(result)
         return_free_memory()  # what the values of calibration took; converting weights needs as much again
@@ -59,12 +59,15 @@ class Quantize:
         return_free_memory()
         return replace(result, history=(*program.history, repr(self)))
 
-    def _calibrated(self, program: Program, data: Iterable[Any]) -> Program:
-        """Calibrate, and again without the concatenations whose inputs turn out not to go under one scale."""
+    def calibrated(self, program: Program) -> Program:
+        """Return the calibrated Program, without the concatenations whose inputs turn out not to go under one scale.
+
+        The data is read again for each of those.
+        """
         kept, known, target = dict(reasons_of(self.keep_float)), self.known or KnownRanges(), find_target(self.target)
         while True:
             observed = InsertObservers(self.target, kept)(program)
-            result = Calibrate(data, self.observer, self.target, self.scheme, known)(observed)
+            result = Calibrate(self.data, self.observer, self.target, self.scheme, known)(observed)
             apart = keep_apart(program, target, kept, known.extents)
             if apart == kept:
                 return result
