@@ -102,11 +102,12 @@ def test_nothing_loses_where_integers_are_faster() -> None:
         ("conv2d_nchwc", "conv2d"),
         ("hardswish_1_shifted", "hardswish_1"),
         ("linear/MatMulScaleFusion", "linear"),
+        ("linear_2.MatMul", "linear_2"),
         ("ReorderInput_token_3", None),
     ],
 )
 def test_owner(kernel: str, name: str | None) -> None:
-    assert owner(kernel, {"conv2d", "conv2d_4", "conv2d_44", "hardswish", "hardswish_1", "linear"}) == name
+    assert owner(kernel, {"conv2d", "conv2d_4", "conv2d_44", "hardswish", "hardswish_1", "linear", "linear_2"}) == name
 
 
 def test_a_fused_kernel_with_the_name_of_its_activation_belongs_to_the_layer() -> None:
