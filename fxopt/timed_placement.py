@@ -71,7 +71,7 @@ def _layer(kernel: KernelTime, node: fx.Node) -> fx.Node:
 
 
 def owner(kernel: str, names: Collection[str]) -> str | None:
-    """Return the node a kernel was made from: the longest name that the kernel's is, or continues after _, / or a dot."""
+    """Return the node a kernel was made from: the longest name that its own is, or continues after _, / or a dot."""
     while kernel:
         if kernel in names:
             return kernel
