@@ -31,6 +31,8 @@ from fxopt.trials import Trials, describe
 ROUNDS = 5  # how many more files are built
 SENSITIVE = 4  # samples that sensitivities are measured on, one by one
 STEPS = 0.02, 0.7  # how far one step back may tighten the bound of noise
+SAFE = 0.9  # of the noise that should be just within the bound
+NEAR = 1.1  # times the noise of what is within the bound: not worth another file
 AIM = 0.98  # of the time allowed
 CLOSE = 0.95  # what is this near to the time allowed, or the fastest, is near enough
 
@@ -180,7 +182,14 @@ class _Search:
             if low and self._seconds(high) > CLOSE * self._seconds(low):
                 break
             figure = None if candidate is None else candidate.figure
-            level = math.sqrt(low * high) if low or figure is None else high * _step(drop, figure)
+            if not low and figure is not None:
+                level = high * _step(drop, figure)
+                continue
+            level = math.sqrt(low * high)
+            if low and figure is not None and drop.allows(figure):
+                level = min(level, low * SAFE * _ratio(drop, figure))
+            if level < NEAR * low:
+                break
 
     def within_latency(self) -> None:
         """Try choices of the least noise in a time, which is corrected by what was measured."""
@@ -235,12 +244,15 @@ class _Search:
 
 def _step(drop: Drop, figure: float) -> float:
     """Return the factor of noise after which a figure should be within the bound."""
+    return min(max(SAFE * _ratio(drop, figure), STEPS[0]), STEPS[1])
+
+
+def _ratio(drop: Drop, figure: float) -> float:
+    """Return how much more noise a figure allows; below 1 it is how much of the noise may be left."""
     if drop.measure == "sqnr":
-        ratio = 10 ** ((figure - drop.bound) / 10)
-    else:
-        lost, bound = (1 - figure, 1 - drop.bound) if drop.is_least else (figure, drop.bound)
-        ratio = bound / lost
-    return min(max(0.9 * ratio, STEPS[0]), STEPS[1]) if math.isfinite(ratio) else STEPS[0]
+        return float(10 ** ((figure - drop.bound) / 10)) if math.isfinite(figure) else math.inf if figure > 0 else 0.0
+    lost, bound = (1 - figure, 1 - drop.bound) if drop.is_least else (figure, drop.bound)
+    return 0.0 if math.isnan(lost) else bound / lost if lost > 0 else math.inf
 
 
 def _found(trials: Trials) -> Found:
