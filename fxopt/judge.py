@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxopt.choose import worst_sqnr
-from fxopt.data import CalibrationData, calibration_inputs
+from fxopt.choose import AT_ONCE, worst_sqnr
+from fxopt.data import CalibrationData, calibration_inputs, split_items
 from fxopt.errors import ModelError
 from fxopt.export.session import Session
 from fxopt.graph.program import Program
@@ -48,8 +48,8 @@ def hold_out(data: CalibrationData) -> tuple[CalibrationData | Rest, Samples]:
             judged.append(item)
         count += _size(item)
         if count >= PLENTY * JUDGED:
-            return Rest(data, len(judged)), judged
-    return data, judged
+            return Rest(data, len(judged)), split_items(judged, data.program, AT_ONCE)
+    return data, split_items(judged, data.program, AT_ONCE)
 
 
 def _size(item: tuple[Tensor, ...]) -> int:

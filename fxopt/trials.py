@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from fxopt.choose import NOISE, SAMPLES, Candidate, try_candidates
+from fxopt.data import first_samples
 from fxopt.graph.memory import release_memory
 from fxopt.job import Job, Proved
 from fxopt.judge import Judge, Samples
@@ -33,7 +34,7 @@ class Trials:
         release_memory()
         paths = {name: proved.path for name, proved in files.items()}
         with self.job.stage("measure"):
-            few, settings = self.samples[:SAMPLES], self.job.target.session
+            few, settings = first_samples(self.samples, SAMPLES), self.job.target.session
             found = try_candidates(paths, self.reference.path, self.inputs, few, settings)
         if self.budget.drop is not None:
             judge = Judge(self.budget.drop, self.reference.path, self.samples, self.job.evaluate)

@@ -8,7 +8,7 @@ each is built, proved, timed and judged, and the next one corrects the internal 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from fxopt.choose import Candidate
 from fxopt.data import first_samples, split_items
 from fxopt.errors import BudgetError
-from fxopt.export.measure import profile
+from fxopt.export.measure import KernelTime, profile
 from fxopt.job import Job, Proved, prove_quantized
 from fxopt.judge import Samples
 from fxopt.limits import Budget, Drop
@@ -84,17 +84,18 @@ def within_budget(
     ways: Mapping[str, Quantization],
     tried: dict[str, Proved],
     reference: Reference,
+    float_profile: Sequence[KernelTime],
     inputs: tuple[Tensor, ...],
     samples: Samples,
 ) -> Found:
     """Find the fastest model within max_drop, or the most exact one within max_latency if that alone is given.
 
-    `tried` holds the file of each way, and is emptied. `samples` judge. Raises BudgetError, saying what was reached, if
-    nothing was found; the float model is found wherever max_latency allows it.
+    `tried` holds the file of each way, and is emptied. `float_profile` is of the float file. `samples` judge. Raises
+    BudgetError, saying what was reached, if nothing was found; the float model is found wherever max_latency allows it.
     """
     trials = Trials(job, budget, reference, inputs, samples)
     with job.stage("measure"):
-        plans = _plans(job, ways, tried, reference, inputs)
+        plans = _plans(job, ways, tried, float_profile, inputs)
     first = trials.add(tried | _timed(job, plans, inputs))
     tried.clear()
     search = _Search(trials, plans)
@@ -114,15 +115,15 @@ def _plans(
     job: Job,
     ways: Mapping[str, Quantization],
     tried: Mapping[str, Proved],
-    reference: Reference,
+    float_profile: Sequence[KernelTime],
     inputs: tuple[Tensor, ...],
 ) -> list[Plan]:
     """Return the plan of each way whose nodes can be chosen, with times and without noise."""
-    baseline, settings, plans = profile(reference.path, inputs), job.target.session, []
+    settings, plans = job.target.session, []
     for name, way in ways.items():
         if isinstance(way, Calibrated):
             kept = tried[name].kept
-            times = node_times(way.eased, baseline, profile(tried[name].path, inputs, settings=settings))
+            times = node_times(way.eased, float_profile, profile(tried[name].path, inputs, settings=settings))
             prices = Prices(way.eased, way.placement(kept), times)
             dynamic = tuple(name for name in way.dynamic if name not in kept)
             problem = placement_problem(prices, job.target, {}, dynamic)

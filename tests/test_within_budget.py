@@ -70,8 +70,8 @@ def times(program: Program, *profiles: Any) -> dict[str, NodeTime]:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gc.collect", lambda *generation: 0)  # most of the time of such small compilations
     monkeypatch.setattr(sys.modules["fxopt.trials"], "try_candidates", timed)
+    monkeypatch.setattr(sys.modules["fxopt.compile"], "profile", lambda *rest, **options: [])
     monkeypatch.setattr(sys.modules["fxopt.within_budget"], "profile", lambda *rest, **options: [])
     monkeypatch.setattr(sys.modules["fxopt.within_budget"], "node_times", times)
 
