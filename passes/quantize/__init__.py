@@ -1,5 +1,6 @@
 """Static int8 quantization: observe, calibrate, convert."""
 
+from fxopt.passes.quantize.adaround import AdaRound
 from fxopt.passes.quantize.calibrate import Calibrate
 from fxopt.passes.quantize.convert import Convert
 from fxopt.passes.quantize.correct_bias import CorrectBias
@@ -18,6 +19,7 @@ from fxopt.passes.quantize.store_int8 import StoreInt8
 
 __all__ = [
     "FIXED_POINT",
+    "AdaRound",
     "Calibrate",
     "Convert",
     "CorrectBias",

@@ -8,7 +8,6 @@ form; as in Finkelstein et al. 2019 layer after layer, each behind the corrected
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +17,13 @@ from torch import Tensor, fx
 
 from fxopt.data import calibration_inputs, first_samples
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
-from fxopt.graph.interpret import run, step_of
+from fxopt.graph.interpret import run
 from fxopt.graph.memory import release_memory
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
+from fxopt.passes.quantize.lanes import Lanes, compute_both, last_reads
 from fxopt.passes.quantize.placement import WEIGHTED
 from fxopt.passes.quantize.rules import QUANTIZE_RULES
 
@@ -31,7 +31,6 @@ SAMPLES = 16
 # What must be left of the outputs' noise at most, on samples that the correction was not fitted to; where there are no
 # others it has to be less: part of what is gone there is only fitted.
 WORTH_IT, WORTH_IT_FITTED = 0.95, 0.75
-Lanes = dict[fx.Node, tuple[Any, Any]]  # the value in float, and behind quantization
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,7 @@ class _LanesRun:
 
 def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], correct: bool) -> _LanesRun:
     """Run all items side by side, in float and behind quantization, and correct each layer as it comes if asked to."""
-    last_read = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
-    dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
-    for source, node in last_read.items():
-        dead[node].append(source)
+    dead = last_reads(program)
     lanes: list[Lanes] = [
         {node: (value, value) for node, value in zip(program.placeholders, item, strict=True)} for item in items
     ]
@@ -117,27 +113,16 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
             if node.op == "placeholder":
                 continue
             for values in lanes:
-                values[node] = _both(program, node, values)
+                values[node] = compute_both(program, node, values)
             if node.op == "output":
                 break
             if correct and _is_quantized_layer(node):
                 corrections[node.name] = _correct(node, lanes)
             for values in lanes:
-                for source in dead[node]:
+                for source in dead.get(node, ()):
                     values.pop(source, None)
     outputs = [values[program.output_node] for values in lanes]
     return _LanesRun([v for left, _ in outputs for v in left], [v for _, right in outputs for v in right], corrections)
-
-
-def _both(program: Program, node: fx.Node, values: Lanes) -> tuple[Any, Any]:
-    """Compute a node in both lanes; once where nothing before it was quantized."""
-    compute = step_of(program, node).compute
-    if node.target is fake_quantize:
-        return values[node.args[0]][0], compute({source: values[source][1] for source in node.all_input_nodes})  # type: ignore[index]
-    left = compute({source: values[source][0] for source in node.all_input_nodes})
-    if all(values[source][0] is values[source][1] for source in node.all_input_nodes):
-        return left, left
-    return left, compute({source: values[source][1] for source in node.all_input_nodes})
 
 
 def _correct(node: fx.Node, lanes: Sequence[Lanes]) -> Tensor:

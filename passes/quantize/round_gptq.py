@@ -6,7 +6,7 @@ in integer layers (W4A8) that is worth much more than for 8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +16,15 @@ from torch import Tensor, fx
 from fxopt.data import calibration_inputs, first_samples
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import is_constant
-from fxopt.graph.rewrite import Edit, argument
+from fxopt.graph.rewrite import Edit, argument, constant
 from fxopt.passes.quantize.feedback import output_error, round_with_feedback
 from fxopt.passes.quantize.gptq import check_damping
 from fxopt.passes.quantize.insert import describe_float
 from fxopt.passes.quantize.layer_inputs import layer_problem, visit_layers
-from fxopt.passes.quantize.placement import WEIGHTED
-from fxopt.passes.quantize.rules import QUANTIZE_RULES
+from fxopt.passes.quantize.regions import has_grid, weight_of
 
 SAMPLES = 32
+GRID = ("x", "scale", "zero_point")  # the arguments of fake_quantize that are tensors
 
 
 @dataclass(frozen=True)
@@ -53,34 +52,36 @@ class RoundGptq:
         """Return the Program with rounded weights."""
         edit = Edit(program, by=self)
         running = program.eval()
-        quantized = [node for node in running.graph.nodes if _has_grid(node)]
+        quantized = [node for node in running.graph.nodes if has_grid(node)]
         reasons = {node.name: reason for node in quantized if (reason := layer_problem(node))}
-        layers = [node for node in quantized if node.name not in reasons]
         if not quantized:
             return edit.finish()
         items = first_samples(calibration_inputs(self.data, program), self.samples)
-        rounded: dict[str, Tensor] = {}
-
-        def visit(node: fx.Node, hessian: Tensor) -> Tensor:
-            source = _weight_of(node)
-            name = str(source.args[0].target)  # type: ignore[union-attr]
-            if name not in rounded:
-                rounded[name] = self._round(edit, source, hessian)
-            return rounded[name]
-
-        visit_layers(running, items, layers, visit)
-        _replace_weights(edit, rounded)
+        replace_weights(edit, rounded_weights(running, items, self.damping, self.ordered))
         for note in describe_float(reasons):
             edit.note(note.replace("Float:", "Rounded to the nearest step:"))
         return edit.finish()
 
-    def _round(self, edit: Edit, fake: fx.Node, hessian: Tensor) -> Tensor:
-        nodes = {node.name: node for node in edit.graph.nodes}
-        names = ("x", "scale", "zero_point")
-        weight, scale, zero = (edit.constant(nodes[argument(fake, name).name]) for name in names)
-        assert weight is not None and scale is not None and zero is not None
-        limits = (argument(fake, "quant_min"), argument(fake, "quant_max"))
-        return round_on_grid(weight.detach(), hessian, scale, zero, limits, self.damping, self.ordered)
+
+def rounded_weights(
+    program: Program, items: Sequence[tuple[Tensor, ...]], damping: float = 0.01, ordered: bool = False
+) -> dict[str, Tensor]:
+    """Return the weights of the layers that can be rounded with feedback, on their grids, by the weights' names."""
+    layers = [node for node in program.graph.nodes if has_grid(node) and layer_problem(node) is None]
+    rounded: dict[str, Tensor] = {}
+
+    def visit(node: fx.Node, hessian: Tensor) -> Tensor:
+        fake = weight_of(node)
+        name = str(argument(fake, "x").target)
+        if name not in rounded:
+            weight, scale, zero = (constant(program.module, argument(fake, part)) for part in GRID)
+            assert weight is not None and scale is not None and zero is not None
+            limits = (argument(fake, "quant_min"), argument(fake, "quant_max"))
+            rounded[name] = round_on_grid(weight.detach(), hessian, scale, zero, limits, damping, ordered)
+        return rounded[name]
+
+    visit_layers(program, items, layers, visit)
+    return rounded
 
 
 def round_on_grid(
@@ -108,21 +109,8 @@ def round_on_grid(
     return torch.where(is_plain[:, None], plain, fitted).reshape(weight.shape)
 
 
-def _has_grid(node: fx.Node) -> bool:
-    rule = QUANTIZE_RULES.get(node.target) if node.op == "call_function" else None
-    if rule is None or rule.role not in WEIGHTED:
-        return False
-    weight = node.args[1]
-    return isinstance(weight, fx.Node) and weight.target is fake_quantize and is_constant(weight.args[0])
-
-
-def _weight_of(node: fx.Node) -> fx.Node:
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    return weight
-
-
-def _replace_weights(edit: Edit, rounded: dict[str, Tensor]) -> None:
+def replace_weights(edit: Edit, rounded: Mapping[str, Tensor]) -> None:
+    """Let the fake_quantize nodes of weights read rounded ones, given by the weights' names."""
     for node in list(edit.graph.find_nodes(op="get_attr")):
         if (value := rounded.get(str(node.target))) is None:
             continue
