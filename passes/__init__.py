@@ -13,6 +13,7 @@ from fxopt.passes.cleanup import (
 )
 from fxopt.passes.quantize import (
     FIXED_POINT,
+    AdaRound,
     Calibrate,
     Convert,
     CorrectBias,
@@ -30,6 +31,7 @@ from fxopt.passes.quantize import (
 __all__ = [
     "CLEANUP",
     "FIXED_POINT",
+    "AdaRound",
     "Calibrate",
     "Convert",
     "CorrectBias",

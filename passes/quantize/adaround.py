@@ -44,7 +44,8 @@ class AdaRound:
     - `iterations`: steps of gradient descent for each region.
     - `drop`: the share of the quantized values that a region sees in float while it learns, 0 to 1.
 
-    Linears and ungrouped conv2d layers start from what RoundGptq makes of them, others from plain rounding. A single
+    Linears and ungrouped conv2d layers start from what RoundGptq makes of them, others from
+    their exact weights. A single
     linear or conv2d learns from rows at random places of its inputs, other regions from whole samples.
     Regions come one after the other, each on the outputs of the rounded ones before it. A weight that several layers
     read is rounded in the first. Of one seed: the same data gives the same weights. Raises PassError for an option out
@@ -119,7 +120,7 @@ class _Rounding:
         if not new:
             return
         grids = [_grid(self.program, node) for node in new]
-        starts = [self.starts.get(_name(node), grid.nearest()) for node, grid in zip(new, grids, strict=True)]
+        starts = [self.starts.get(_name(node)) for node in new]
         found = learn_rounding(grids, starts, self._task(region, lanes, new), self.iterations)
         self.weights.update(zip(new, found, strict=True))
 

@@ -57,17 +57,19 @@ class Task(Protocol):
         """Return by how much the outputs of a batch are off; with a generator, as it is to be trained on."""
 
 
-def learn_rounding(grids: Sequence[Grid], starts: Sequence[Tensor], task: Task, iterations: int) -> list[Tensor]:
+def learn_rounding(grids: Sequence[Grid], starts: Sequence[Tensor | None], task: Task, iterations: int) -> list[Tensor]:
     """Return weights on their grids for the least error of the task.
 
-    `starts` are weights on the grids that are good already. Each element becomes that or its neighbour on the other
-    side of the exact value. Of the starts, the learned weights and plain rounding, the ones with the least error count.
+    `starts` are weights on the grids that are good already, or None. Each element becomes that or its neighbour on the
+    other side of the exact value; without a start, one of the steps on both sides. Returned are those of the starts,
+    the learned weights and the plainly rounded ones that make the least error.
     """
     nearest = [grid.nearest() for grid in grids]
     plain = mean_error(task, nearest)
     if plain == 0 or not math.isfinite(plain):
         return nearest
-    choices = [nearest, list(starts), _learn(grids, starts, task, iterations, plain)]
+    given = [plainly if start is None else start for start, plainly in zip(starts, nearest, strict=True)]
+    choices = [nearest, given, _learn(grids, starts, task, iterations, plain)]
     errors = [mean_error(task, choice) for choice in choices]
     return choices[errors.index(min(errors))]
 
@@ -82,13 +84,14 @@ def mean_error(task: Task, weights: Sequence[Tensor]) -> float:
 class _Soft:
     """A weight W' = base + span · h(V) and its variable V; the span is 0 where the limits leave no choice."""
 
-    def __init__(self, grid: Grid, start: Tensor) -> None:
-        exact, steps = grid.weight / grid.scale, torch.round(start / grid.scale)
+    def __init__(self, grid: Grid, start: Tensor | None) -> None:
+        exact = grid.weight / grid.scale
+        steps = torch.floor(exact) if start is None else torch.round(start / grid.scale)
         self.grid = grid
         self.floor = torch.where(steps > exact, steps - 1, steps)  # the start is one of the two steps to choose from
         self.base = grid.at(self.floor)
         self.span = grid.at(self.floor + 1) - self.base
-        share = (exact - self.floor).clamp(0, 1).lerp(steps - self.floor, PULL)
+        share = (exact - self.floor).clamp(0, 1).lerp(steps - self.floor, PULL if start is not None else 0.0)
         low, high = STRETCH
         self.variable = torch.logit((share - low) / (high - low))
         self.variable.grad = torch.zeros_like(self.variable)
@@ -117,7 +120,9 @@ class _Soft:
         return self.grid.at(self.floor + (self.variable >= 0))
 
 
-def _learn(grids: Sequence[Grid], starts: Sequence[Tensor], task: Task, iterations: int, plain: float) -> list[Tensor]:
+def _learn(
+    grids: Sequence[Grid], starts: Sequence[Tensor | None], task: Task, iterations: int, plain: float
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(SEED)
     weights = [_Soft(*pair) for pair in zip(grids, starts, strict=True)]
     optimizer = torch.optim.Adam([weight.variable for weight in weights], lr=WAY / iterations, fused=True)

@@ -54,6 +54,7 @@ def rounded_digits(digits: Program) -> Program:
     return AdaRound([demo_data("calibration")[0][:16]], iterations=20)(digits)
 
 
+@pytest.mark.slow
 def test_four_bit_weights_of_a_trained_network(digits: Program, rounded_digits: Program) -> None:
     held_out = demo_data("test")[0][:50]
     exact = demo_model()(held_out)
@@ -62,6 +63,7 @@ def test_four_bit_weights_of_a_trained_network(digits: Program, rounded_digits: 
     assert "AdaRound(samples=64" in rounded_digits.history[-1]
 
 
+@pytest.mark.slow
 def test_convert_makes_exactly_the_learned_integers(digits: Program, rounded_digits: Program) -> None:
     steps, exact = weight_steps(rounded_digits), weight_steps(digits)
     converted = Convert()(rounded_digits)
@@ -107,7 +109,8 @@ def test_same_data_same_weights_and_one_item_or_many() -> None:
     x = images(16, 16)
     program = calibrated(Inverted(), x, Scheme(weight_bits=4))
     whole, parts = (
-        weight_steps(AdaRound(data, region="block", iterations=5, drop=0.5)(program)) for data in ([x], x.split(8))
+        weight_steps(AdaRound(data, region="block", iterations=5, drop=0.5)(program))
+        for data in ([x], torch.split(x, 8))
     )
     assert whole.keys() == parts.keys()
     for name, steps in whole.items():
@@ -142,7 +145,8 @@ class OneDimension(nn.Module):
         self.first, self.second = (nn.Conv1d(16, 16, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.silu(self.first(x)))
+        y: Tensor = x + self.second(functional.silu(self.first(x)))
+        return y
 
 
 def test_layers_that_are_no_matrix_product_learn_from_whole_samples() -> None:

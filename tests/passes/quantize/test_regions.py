@@ -49,9 +49,16 @@ def test_blocks_end_at_residual_additions_and_their_activations() -> None:
     ]
 
 
-def test_a_transformer_block_is_cut_between_attention_and_feed_forward() -> None:
-    names = [layers for layers, _ in blocks(calibrated(Encoder(), torch.randn(2, 5, 32)))]
-    assert names == [("linear", "linear_1", "linear_2", "linear_3"), ("linear_4", "linear_5")]
+def test_transformer_blocks_are_cut_between_attention_and_feed_forward() -> None:
+    """Before the first addition only attention counts: what it is added to is the input itself."""
+    names = [layers for layers, _ in blocks(calibrated(nn.Sequential(Encoder(), Encoder()), torch.randn(2, 5, 32)))]
+    assert names == [
+        ("linear", "linear_1", "linear_2"),
+        ("linear_3",),
+        ("linear_4", "linear_5"),
+        ("linear_6", "linear_7", "linear_8", "linear_9"),
+        ("linear_10", "linear_11"),
+    ]
 
 
 @pytest.mark.parametrize("net", [Branches, Inverted, Residual])
