@@ -48,7 +48,7 @@ class AdaRound:
     their exact weights. A single
     linear or conv2d learns from rows at random places of its inputs, other regions from whole samples.
     Regions come one after the other, each on the outputs of the rounded ones before it. A weight that several layers
-    read is rounded in the first. Of one seed: the same data gives the same weights. Raises PassError for an option out
+    read is rounded in the first. The same data gives the same weights. Raises PassError for an option out
     of its range; DataError for data that is empty, does not fit, or holds NaN or infinity.
     """
 

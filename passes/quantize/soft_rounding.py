@@ -6,7 +6,7 @@
 The second term drives every h to 0 or 1; β falls from 20, where it acts only on what is nearly decided, to 2.
 (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", eq. 21-24.) Other than there the
 terms are relative, so that one λ serves layers of all sizes, and V starts near a rounding that is good already, such as
-that of GPTQ: a descent from the exact weights ends at two to three times its error.
+that of GPTQ: a descent from the exact weights ends, in as many iterations, at up to three times its error.
 """
 
 from __future__ import annotations
