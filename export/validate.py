@@ -212,7 +212,8 @@ class _Proof:
     def _judge(self, census: Census) -> None:
         for name, kernel in census.unfused.items():
             self.failures.append(
-                f"'{name}' is quantized but runs as {kernel}, not as an integer kernel of target {self.target.name}."
+                f"'{name}' is quantized but runs as {kernel}, not as an integer kernel of target {self.target.name}. "
+                f"If it was quantized for another target, emit and validate it for that one."
             )
         if census.weight_dequantize and (self.claimed or self.stored):
             self.failures.append(f"{census.weight_dequantize} constant weights are dequantized on every run.")

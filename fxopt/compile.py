@@ -215,7 +215,7 @@ def _compile(
         return _Choice(proved, reference_of(job, baseline, inputs, proved), found.candidates, None, (found.note,))
     samples = split_items(first_samples(calibration_inputs(data.source, baseline), SAMPLES), baseline, AT_ONCE)
     tried |= _without_losers(job, tried["static"], ways["static"], baseline, float_profile, inputs)
-    del baseline, ways, data  # runtimes now load all files, beside all that is still here
+    del baseline, ways, data, rest  # runtimes now load all files, beside all that is still here
     release_memory()
     with job.stage("measure"):
         files = {name: proved.path for name, proved in tried.items()}

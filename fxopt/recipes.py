@@ -100,7 +100,9 @@ class Calibrated:
         return _with_embeddings(reasons, result, kept)
 
     def _quantize(self, kept: Mapping[str, str]) -> Quantize:
-        return Quantize(self.data, self.target.name, self.observer, keep_float=kept, known=self.known)
+        return Quantize(
+            self.data, self.target.name, self.observer, keep_float=kept, correct_bias=True, known=self.known
+        )
 
     def placement(self, kept: Mapping[str, str]) -> Placement:
         """Return what becomes integer with calibrated ranges, once there are any."""

@@ -15,13 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import DataError
-from fxopt.graph.memory import return_free_memory
+from fxopt.graph.memory import Trimmer
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import get_attribute
-
-# After values of so many elements, what was freed goes back to the system: left alone, it grows to several times what
-# the values need at once, as their sizes differ.
-TRIM_EVERY = 2**22
 
 Observe = Callable[[fx.Node, Any], None]
 Values = dict[fx.Node, Any]
@@ -78,7 +74,7 @@ def run_steps(
     for node, last in last_read.items():
         dead[last].append(node)
     values: Values = dict(zip(program.placeholders, inputs, strict=True))
-    made = 0
+    trimmer = Trimmer()
     with torch.no_grad():
         for node, value in values.items():
             _look(observe, node, value)
@@ -93,15 +89,8 @@ def run_steps(
                 return (values[step.node],)
             for node in dead[step]:
                 values.pop(node, None)
-            made += _elements(values.get(step.node))
-            if made > TRIM_EVERY:
-                return_free_memory()
-                made = 0
+            trimmer.made_one(values.get(step.node))
     return tuple(values[program.output_node])
-
-
-def _elements(value: Any) -> int:
-    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def _look(observe: Observe | None, node: fx.Node, value: Any) -> None:

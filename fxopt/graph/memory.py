@@ -12,6 +12,9 @@ import gc
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
 
 
 def release_memory() -> None:
@@ -24,6 +27,24 @@ def return_free_memory() -> None:
     """Return free heap memory to the system (with glibc; else nothing happens)."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass
+class Trimmer:
+    """Gives free memory back each time that values of so many elements were made.
+
+    Left alone, what values took and no longer need grows to several times what is needed at once: their sizes differ.
+    """
+
+    every: int = 2**22
+    made: int = 0
+
+    def made_one(self, value: object) -> None:
+        """Count a value that was just made."""
+        self.made += value.numel() if isinstance(value, Tensor) else 0
+        if self.made > self.every:
+            return_free_memory()
+            self.made = 0
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.data import calibration_inputs, first_samples
+from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
 from fxopt.graph.interpret import run
-from fxopt.graph.memory import release_memory
+from fxopt.graph.memory import Trimmer, release_memory
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
@@ -27,7 +27,7 @@ from fxopt.passes.quantize.lanes import Lanes, compute_both, last_reads
 from fxopt.passes.quantize.placement import WEIGHTED
 from fxopt.passes.quantize.rules import QUANTIZE_RULES
 
-SAMPLES = 16
+SAMPLES, AT_ONCE = 16, 4
 # What must be left of the outputs' noise at most, on samples that the correction was not fitted to; where there are no
 # others it has to be less: part of what is gone there is only fitted.
 WORTH_IT, WORTH_IT_FITTED = 0.95, 0.75
@@ -52,7 +52,8 @@ class CorrectBias:
         edit = Edit(program, by=self)
         if not any(_is_quantized_layer(node) for node in program.graph.nodes):
             return edit.finish()
-        found = first_samples(calibration_inputs(self.data, program), self.samples)
+        # Split, so that there are samples to judge by if all come in one batch.
+        found = split_items(first_samples(calibration_inputs(self.data, program), self.samples), program, AT_ONCE)
         items = [item for item in found if all(tensor.numel() for tensor in item)]
         if not items:
             return edit.finish()
@@ -108,6 +109,7 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
         {node: (value, value) for node, value in zip(program.placeholders, item, strict=True)} for item in items
     ]
     corrections: dict[str, Tensor] = {}
+    trimmer = Trimmer()
     with torch.no_grad():
         for node in program.graph.nodes:
             if node.op == "placeholder":
@@ -121,6 +123,7 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
             for values in lanes:
                 for source in dead.get(node, ()):
                     values.pop(source, None)
+                trimmer.made_one(values.get(node, (None,))[0])
     outputs = [values[program.output_node] for values in lanes]
     return _LanesRun([v for left, _ in outputs for v in left], [v for _, right in outputs for v in right], corrections)
 
