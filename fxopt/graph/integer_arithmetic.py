@@ -16,7 +16,7 @@ exact: in float32 where no partial sum can pass 2^24, else in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +94,24 @@ def _multiply(kernel: Kernel, values: Tensors) -> Tensor:
 def _add(kernel: Kernel, values: Tensors) -> Tensor:
     assert kernel.output is not None
     step, zero_point = _grid(kernel.output, values)
-    (a, ratio_a, zero_a), (b, ratio_b, zero_b) = (
+    operands = [
         (values[argument(node, "q")], scale / step, zero)
         for node in kernel.operands
         for scale, zero in [_grid(node, values)]
-    )
+    ]
+    if _is_one_for_a_row(operands[0][0].shape, operands[1][0].shape):
+        operands.reverse()  # as onnxruntime does, which has no kernel for a single value on the left
+    (a, ratio_a, zero_a), (b, ratio_b, zero_b) = operands
     fixed = zero_point - _multiply_add(zero_a, ratio_a, ratio_b * zero_b)
     return _saturate(kernel.output, _multiply_add(a, ratio_a, _multiply_add(b, ratio_b, fixed)).round_())
+
+
+def _is_one_for_a_row(left: Sequence[int], right: Sequence[int]) -> bool:
+    """Say whether the left operand is broadcast along the last dimension in which the result has several values."""
+    for a, b in zip(reversed(left), reversed(right), strict=False):
+        if (a, b) != (1, 1):
+            return a == 1
+    return len(left) < len(right) and any(size > 1 for size in right[: len(right) - len(left)])
 
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:

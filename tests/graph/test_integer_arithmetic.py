@@ -68,9 +68,9 @@ def by_onnxruntime(module: Quantized, onnx_op: str, attributes: dict[str, Any], 
     ]
     nodes.append(helper.make_node(onnx_op, [f"{name}_float" for name in module.inputs], ["result"], **attributes))
     nodes.append(helper.make_node("QuantizeLinear", ["result", "y_scale", "y_zero"], ["y"]))
-    rank = values[0].ndim
-    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, [None] * rank) for name in module.inputs]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.UINT8, [None] * rank)]
+    ranks = dict(zip(module.inputs, (value.ndim for value in values), strict=True))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, [None] * rank) for name, rank in ranks.items()]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.UINT8, [None] * max(ranks.values()))]
     stored = [numpy_helper.from_array(buffer.numpy(), name) for name, buffer in module.named_buffers()]
     graph = helper.make_graph(nodes, "quantized", inputs, outputs, stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -95,6 +95,28 @@ def check(module: Quantized, onnx_op: str, attributes: dict[str, Any], values: t
 @pytest.mark.parametrize("op", [torch.add, torch.mul])
 def test_add_and_mul_on_every_pair_of_values(op: Callable[..., Tensor], seed: int, tmp_path: Path) -> None:
     check(Quantized(op, "ab", seed), op.__name__.title(), {}, PAIRS, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((256, 1), (1, 256)),  # one value of the first for each row of the second
+        ((1, 256), (256, 1)),
+        ((1, 256, 1), (2, 1, 256)),
+        ((256, 1, 1), (1, 256, 1)),  # dimensions of size one do not count
+        ((1, 256), (256, 256)),
+        ((256, 256), (256, 1)),
+        ((1, 1), (1, 256)),
+        ((1,), (1, 256, 1)),
+    ],
+)
+@pytest.mark.parametrize("op", [torch.add, torch.mul])
+def test_broadcast_operands(
+    op: Callable[..., Tensor], left: tuple[int, ...], right: tuple[int, ...], seed: int, tmp_path: Path
+) -> None:
+    a, b = (torch.arange(torch.Size(shape).numel()).reshape(shape).to(torch.uint8) for shape in (left, right))
+    check(Quantized(op, "ab", seed), op.__name__.title(), {}, (a, b), tmp_path)
 
 
 @pytest.mark.parametrize("grid", [(0.013670705258846283, 129, 0.003317652503028512, 0), (0.05, 3, 1 / 255, 7)])
