@@ -41,7 +41,7 @@ def run(model: RealModel, recipe: str, target: str, folder: Path) -> dict[str, A
         "result": report.result.metric,
         "float_bytes": report.baseline.file_bytes,
         "result_bytes": report.result.file_bytes,
-        "speedup": report.latency.speedup if report.latency else None,
+        "speedup": (report.latency.speedup if report.latency else None) or 1.0,  # None: the result is the float file
         "sqnr": min(error.sqnr for error in report.differences),
         "agreement": min(error.agreement for error in report.differences),
         "proof_sqnr": min(error.sqnr for error in report.proof),
