@@ -137,7 +137,8 @@ def compile(
     recipe: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="int8 (best when timed), int8-static, int8-dynamic, int8-weights, int4-weights, float."
+            metavar="NAME",
+            help="int8 (the best), int8-static, int8-dynamic, int8-data-free, int8-weights, int4-weights or float.",
         ),
     ] = "int8",
     calibration: Annotated[

@@ -34,14 +34,14 @@ from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import place
-from fxopt.recipes import NAMES, NEED_DATA, Quantization, quantizations
+from fxopt.recipes import NAMES, NEED_DATA, Quantization, data_free_int8, quantizations
 from fxopt.reference import Reference, figures_of, reference_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, Target, find_target
 from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
 from fxopt.within_budget import within_budget
 
-Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4-weights"]
+Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
 Recipe = Name | Pipeline | Sequence[Pass]
 
 
@@ -79,6 +79,7 @@ def compile(
     - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
     - `recipe`: "int8" (needs `calibration`): static ranges, dynamic ones for linears, or float, whichever is best when
       timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice;
+      "int8-data-free" (static ranges from batch norms instead of data);
       "int8-weights" or "int4-weights" (linears compute in float; fitted to `calibration` if there is any); "float"; a
       Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
@@ -132,7 +133,7 @@ def _check_choices(recipe: Recipe, opset: int | None, calibration: Any) -> None:
     if recipe in NEED_DATA and calibration is None:
         raise ModelError(
             f"recipe='{recipe}' needs calibration data: pass calibration=[...] with items shaped like example_inputs. "
-            "'int8-dynamic' needs none."
+            "'int8-dynamic' and, for a network with batch norms, 'int8-data-free' need none."
         )
     if opset is not None and opset not in OPSETS:
         raise TargetError(f"Opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}.")
@@ -203,7 +204,10 @@ def _compile(
     choice = recipe == "int8" and timed and data is not None
     float_profile = _float_profile(job, reference, inputs) if choice else []
     rest, judged = hold_out(data) if budget is not None and data is not None else (data, ())
-    ways = quantizations(recipe, baseline, job.target, rest, choice=timed)
+    if recipe == "int8-data-free":
+        ways = {"static": data_free_int8(program, baseline, job.target)}
+    else:
+        ways = quantizations(recipe, baseline, job.target, rest, choice=timed)
     tried = {name: prove_quantized(job, name, quantize, inputs) for name, quantize in ways.items()}
     if not choice or data is None:
         return _Choice(next(iter(tried.values())), reference)

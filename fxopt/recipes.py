@@ -18,6 +18,7 @@ from fxopt.graph.quantized import integer_nodes
 from fxopt.passes.quantize import (
     Gptq,
     Quantize,
+    QuantizeDataFree,
     QuantizeDynamic,
     QuantizeEmbeddings,
     QuantizeWeights,
@@ -28,6 +29,7 @@ from fxopt.passes.quantize.calibrate import KnownRanges
 from fxopt.passes.quantize.concatenations import keep_apart
 from fxopt.passes.quantize.correct_bias import relative_noise
 from fxopt.passes.quantize.improve import improve
+from fxopt.passes.quantize.moments import batch_norm_statistics, moments_of
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import Placement
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
@@ -39,7 +41,7 @@ from fxopt.target import Target
 Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
 WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
-NAMES = ("float", "int8", "int8-static", "int8-dynamic", *WEIGHT_BITS)
+NAMES = ("float", "int8", "int8-static", "int8-dynamic", "int8-data-free", *WEIGHT_BITS)
 NEED_DATA = ("int8", "int8-static")
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
 DYNAMIC_SHARE = 0.3
@@ -64,6 +66,17 @@ def quantizations(
     if recipe == "int8" and choice and _dynamic_share(baseline, target) >= DYNAMIC_SHARE:
         result["mixed"] = mixed_int8(baseline, target, data)
     return result
+
+
+def data_free_int8(captured: Program, baseline: Program, target: Target) -> Quantization:
+    """Quantize with static ranges that the batch norms of the captured Program tell. Raises PassError without any."""
+    step = QuantizeDataFree(moments_of(baseline, batch_norm_statistics(captured, baseline)), target.name)
+
+    def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
+        now = replace(step, keep_float=kept)
+        return now.placement(baseline).float_reasons, Pipeline((now,))(baseline)
+
+    return quantize
 
 
 def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calibrated:

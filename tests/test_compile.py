@@ -174,6 +174,21 @@ def test_dynamic_int8_needs_no_data_and_leaves_convolutions_float(model: nn.Modu
     assert fxopt.load(_saved(found.program, tmp_path))(X)["logits"].shape == (len(X), 3)
 
 
+def test_data_free_int8_takes_its_ranges_from_batch_norms(model: nn.Module) -> None:
+    found = fxopt.compile(model, X[:1], recipe="int8-data-free", target="x86", dynamic="batch", measure=False)
+    assert found.report.recipe == "int8-data-free" and found.validation.ok
+    assert "QLinearConv" in found.report.census.integer.values()
+    assert any("from batch-norm statistics, not from data" in note for note in found.report.notes)
+
+
+def test_data_free_int8_needs_batch_norms_and_is_named_where_data_is_missing() -> None:
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 4)), torch.randn(2, 16)
+    with pytest.raises(PassError, match=r"No batch norm.*Give calibration data.*int8-dynamic"):
+        fxopt.compile(net, x, recipe="int8-data-free", measure=False)
+    with pytest.raises(ModelError, match=r"needs calibration data.*'int8-data-free'"):
+        fxopt.compile(net, x, recipe="int8-static", measure=False)
+
+
 @pytest.mark.parametrize("name", [name for name in fxopt.TARGETS if name.startswith("x86")])
 @pytest.mark.parametrize("recipe", ["int8", "int8-dynamic"])
 def test_the_target_of_this_machine_is_in_report_and_metadata(

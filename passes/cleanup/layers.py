@@ -93,7 +93,7 @@ def scale_outputs(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, T
     """Return the weight and bias of s * y + t; scale and shift are float64, `[outputs]` or 0-dimensional."""
     scale, shift = scale.expand(layer.outputs), shift.expand(layer.outputs)
     per_group = (layer.groups, 1, -1, 1) if layer.kind.transposed else (layer.groups, -1, 1, 1)
-    weight = _grouped(layer) * scale.reshape(per_group)
+    weight = grouped_weight(layer) * scale.reshape(per_group)
     bias = shift if layer.bias is None else layer.bias.detach().double() * scale + shift
     return weight.reshape(layer.weight.shape), bias
 
@@ -102,7 +102,7 @@ def scale_inputs(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Te
     """Return the weight and bias of W * (s x + t) + b; scale and shift are float64, `[inputs]` or 0-dimensional."""
     scale, shift = scale.expand(layer.inputs), shift.expand(layer.inputs)
     per_group = (layer.groups, -1, 1, 1) if layer.kind.transposed else (layer.groups, 1, -1, 1)
-    grouped = _grouped(layer)
+    grouped = grouped_weight(layer)
     weight = (grouped * scale.reshape(per_group)).reshape(layer.weight.shape)
     bias = None if layer.bias is None else layer.bias.detach().double()
     if bool(shift.any()):
@@ -112,7 +112,8 @@ def scale_inputs(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Te
     return weight, bias
 
 
-def _grouped(layer: Layer) -> Tensor:
+def grouped_weight(layer: Layer) -> Tensor:
+    """Return the weight as `[groups, first, second, taps]`, float64."""
     weight = layer.weight.detach().double()
     if layer.kind.transposed:
         return weight.reshape(layer.groups, layer.inputs // layer.groups, layer.outputs // layer.groups, -1)

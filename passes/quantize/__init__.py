@@ -4,11 +4,13 @@ from fxopt.passes.quantize.adaround import AdaRound
 from fxopt.passes.quantize.calibrate import Calibrate
 from fxopt.passes.quantize.convert import Convert
 from fxopt.passes.quantize.correct_bias import CorrectBias
+from fxopt.passes.quantize.correct_bias_by_moments import CorrectBiasByMoments
 from fxopt.passes.quantize.equalize_layers import EqualizeLayers
 from fxopt.passes.quantize.gptq import Gptq
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.placement import Placement, place
 from fxopt.passes.quantize.quantize import Quantize
+from fxopt.passes.quantize.quantize_data_free import QuantizeDataFree
 from fxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from fxopt.passes.quantize.quantize_embeddings import QuantizeEmbeddings
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
@@ -23,11 +25,13 @@ __all__ = [
     "Calibrate",
     "Convert",
     "CorrectBias",
+    "CorrectBiasByMoments",
     "EqualizeLayers",
     "Gptq",
     "InsertObservers",
     "Placement",
     "Quantize",
+    "QuantizeDataFree",
     "QuantizeDynamic",
     "QuantizeEmbeddings",
     "QuantizeWeights",

@@ -50,7 +50,7 @@ class CorrectBias:
     def __call__(self, program: Program) -> Program:
         """Return the corrected Program."""
         edit = Edit(program, by=self)
-        if not any(_is_quantized_layer(node) for node in program.graph.nodes):
+        if not any(is_quantized_layer(node) for node in program.graph.nodes):
             return edit.finish()
         # Split, so that there are samples to judge by if all come in one batch.
         found = split_items(first_samples(calibration_inputs(self.data, program), self.samples), program, AT_ONCE)
@@ -64,7 +64,7 @@ class CorrectBias:
         release_memory()
         nodes = {node.name: node for node in edit.graph.nodes}
         for name, correction in corrections.items():
-            _shift_bias(edit, nodes[name], correction)
+            shift_bias(edit, nodes[name], correction)
         corrected = edit.finish()
         if _noise_left(program, corrected, judged) < (WORTH_IT if len(items) > 1 else WORTH_IT_FITTED):
             return corrected
@@ -81,7 +81,8 @@ def _noise_left(before: Program, after: Program, items: Sequence[tuple[Tensor, .
     return relative_noise(plain.exact, corrected) / noise if noise else 1.0
 
 
-def _is_quantized_layer(node: fx.Node) -> bool:
+def is_quantized_layer(node: fx.Node) -> bool:
+    """Say whether a node is a layer whose input and weight are quantized, and whose bias, if any, can be changed."""
     rule = QUANTIZE_RULES.get(node.target)
     if rule is None or rule.role not in WEIGHTED:
         return False
@@ -118,7 +119,7 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
                 values[node] = compute_both(program, node, values)
             if node.op == "output":
                 break
-            if correct and _is_quantized_layer(node):
+            if correct and is_quantized_layer(node):
                 corrections[node.name] = _correct(node, lanes)
             for values in lanes:
                 for source in dead.get(node, ()):
@@ -155,7 +156,8 @@ def relative_noise(expected: Sequence[Any], actual: Sequence[Any]) -> float:
     return total
 
 
-def _shift_bias(edit: Edit, node: fx.Node, correction: Tensor) -> None:
+def shift_bias(edit: Edit, node: fx.Node, correction: Tensor) -> None:
+    """Add a correction, `[outputs]`, to the bias of a layer of a calibrated Program."""
     bias, weight = argument(node, "bias"), node.args[1]
     assert isinstance(weight, fx.Node) and isinstance(weight.args[0], fx.Node)
     if isinstance(bias, fx.Node):

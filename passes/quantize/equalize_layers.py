@@ -53,9 +53,8 @@ class EqualizeLayers:
 
     def __call__(self, program: Program) -> Program:
         """Return the equalized Program, or `program` itself if there is nothing to equalize."""
-        pairs = find_pairs(program)
-        ranges = {layer.node: _Ranges(layer) for pair in pairs for layer in pair.layers}
-        if not _equalize(pairs, ranges, self.iterations):
+        ranges = _equalized(program, self.iterations)
+        if not ranges:
             return program
         edit = Edit(program, by=self)
         for node, found in ranges.items():
@@ -63,6 +62,18 @@ class EqualizeLayers:
             assert layer is not None
             _rescale(edit, layer, found)
         return edit.finish()
+
+
+def equalizing_scales(program: Program, iterations: int = 20) -> dict[str, Tensor]:
+    """Return the factor of each output channel by which EqualizeLayers changes a layer, float64, by node name."""
+    return {node.name: found.output_scale for node, found in _equalized(program, iterations).items()}
+
+
+def _equalized(program: Program, iterations: int) -> dict[fx.Node, _Ranges]:
+    """Return the ranges and scales of all layers after equalization; nothing if none needs it."""
+    pairs = find_pairs(program)
+    ranges = {layer.node: _Ranges(layer) for pair in pairs for layer in pair.layers}
+    return ranges if _equalize(pairs, ranges, iterations) else {}
 
 
 @dataclass(frozen=True)
