@@ -16,6 +16,7 @@ from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.passes.quantize import (
+    EqualizeLayers,
     Gptq,
     Quantize,
     QuantizeDataFree,
@@ -28,8 +29,10 @@ from fxopt.passes.quantize import (
 from fxopt.passes.quantize.calibrate import KnownRanges
 from fxopt.passes.quantize.concatenations import keep_apart
 from fxopt.passes.quantize.correct_bias import relative_noise
-from fxopt.passes.quantize.improve import improve
-from fxopt.passes.quantize.moments import batch_norm_statistics, moments_of
+from fxopt.passes.quantize.equalize_layers import equalizing_scales
+from fxopt.passes.quantize.expected_noise import expected_noise
+from fxopt.passes.quantize.improve import WORTH_IT, improve
+from fxopt.passes.quantize.moments import batch_norm_statistics, moments_of, rescaled
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import Placement
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
@@ -69,12 +72,20 @@ def quantizations(
 
 
 def data_free_int8(captured: Program, baseline: Program, target: Target) -> Quantization:
-    """Quantize with static ranges that the batch norms of the captured Program tell. Raises PassError without any."""
-    step = QuantizeDataFree(moments_of(baseline, batch_norm_statistics(captured, baseline)), target.name)
+    """Quantize with static ranges that the batch norms of the captured Program tell. Raises PassError without any.
+
+    Layers are equalized if that is expected to leave less noise.
+    """
+    statistics, equalized = batch_norm_statistics(captured, baseline), EqualizeLayers()(baseline)
+    plain = QuantizeDataFree(moments_of(baseline, statistics), target.name)
+    told = rescaled(statistics, equalizing_scales(baseline))
+    other = QuantizeDataFree(moments_of(equalized, told), target.name)
+    better = expected_noise(equalized, other) < WORTH_IT * expected_noise(baseline, plain)
+    eased, step = (equalized, other) if better else (baseline, plain)
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         now = replace(step, keep_float=kept)
-        return now.placement(baseline).float_reasons, Pipeline((now,))(baseline)
+        return now.placement(eased).float_reasons, Pipeline((now,))(eased)
 
     return quantize
 

@@ -21,6 +21,7 @@ from fxopt.graph.rewrite import GETITEM, argument, constant
 from fxopt.passes.cleanup.fold_batch_norm import channel_scale
 from fxopt.passes.cleanup.layers import LAYERS, Layer, grouped_weight, layer_at
 from fxopt.passes.quantize.channel_paths import PATHS, Channels
+from fxopt.passes.quantize.rules import clip_bounds
 
 aten = torch.ops.aten
 
@@ -29,6 +30,8 @@ INPUT_WIDEST = 3.0  # images are bounded: normalised, they end between 2 and 3 d
 POINTS = torch.linspace(-WIDEST, WIDEST, 61, dtype=torch.float64)
 _DENSITY = torch.exp(-POINTS.square() / 2)
 WEIGHTS = _DENSITY / _DENSITY.sum()
+# The means of normal variables, over their deviations, among which rectified() chooses.
+RATIOS = torch.linspace(-4, WIDEST, 401, dtype=torch.float64)
 # A layer is taken for a scaled one if its weights agree with that up to this share of the largest.
 SAME = 1e-3
 
@@ -88,6 +91,18 @@ Known = Mapping[Any, Moments]
 Rule = Callable[[fx.Node, Known, nn.Module], Moments | None]
 
 
+def rectified(mean: Tensor, variance: Tensor, channels: Channels | None) -> Moments:
+    """Return the channels, of these means and variances, that are relu of a normal variable each."""
+    tables = (RATIOS[:, None] + POINTS).relu()
+    means = tables @ WEIGHTS
+    deviations = ((tables - means[:, None]).square() @ WEIGHTS).sqrt()
+    ratio = mean / variance.sqrt().clamp(min=1e-30)
+    place = torch.searchsorted(means / deviations, ratio).clamp(max=len(RATIOS) - 1)
+    values = tables[place] * (mean / means[place])[:, None]
+    plain = normal(mean, variance, channels)
+    return Moments(torch.where((ratio > WIDEST)[:, None], plain.values, values), channels)
+
+
 def moments_of(
     program: Program, statistics: Mapping[str, Moments], mean: float = 0.0, deviation: float = 1.0
 ) -> dict[str, Moments]:
@@ -98,15 +113,24 @@ def moments_of(
     """
     known: dict[fx.Node, Moments] = {}
     for node in program.graph.nodes:
-        found = statistics.get(node.name)
-        if found is None and node.op == "placeholder":
-            found = _input(node, mean, deviation)
-        elif found is None and node.op == "call_function":
-            rule = RULES.get(node.target)
-            found = rule(node, known, program.module) if rule is not None else None
+        found = _input(node, mean, deviation) if node.op == "placeholder" else None
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        if rule is not None:
+            found = rule(node, known, program.module)
+        if node.name in statistics:
+            found = _consistent(statistics[node.name], node, found)
         if found is not None:
             known[node] = found if found.variable else replace(found, variable=node.name)
     return {node.name: found for node, found in known.items()}
+
+
+def _consistent(told: Moments, node: fx.Node, derived: Moments | None) -> Moments:
+    """Return what a batch norm tells of a value, without what the op that makes it cannot give."""
+    if node.target in LAYERS or derived is None or bool((derived.low < 0).any()):
+        return told
+    bounds = clip_bounds(node)
+    found = rectified(told.mean, told.variance, told.channels)
+    return found if bounds is None else Moments(found.values.clamp(*bounds), found.channels)
 
 
 def rescaled(statistics: Mapping[str, Moments], scales: Mapping[str, Tensor]) -> dict[str, Moments]:
@@ -148,6 +172,9 @@ def batch_norm_statistics(captured: Program, cleaned: Program) -> dict[str, Mome
                 continue
             scale, shift = change
         found[source.name] = normal(scale * mean + shift, scale.square() * variance, Channels((1,)))
+    for norm in cleaned.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        if (running := running_statistics(cleaned.module, norm)) is not None:
+            found[norm.args[0].name] = normal(*running, Channels((1,)))
     if not found:
         raise PassError(
             "No batch norm with running statistics stands in this Program, so nothing tells its ranges without data. "
@@ -296,11 +323,12 @@ def layer_inputs(node: fx.Node, source: Moments, inputs: int) -> tuple[Tensor, T
 
 
 def _normed(node: fx.Node, known: Known, module: nn.Module) -> Moments | None:
-    """A batch norm that stands where it was: scale and shift of a value with its running statistics."""
-    affine, running = channel_scale(module, node), running_statistics(module, node)
-    if affine is None or running is None:
+    """A batch norm that stands where it was: a scale and a shift of each channel."""
+    affine, source = channel_scale(module, node), known.get(node.args[0])
+    if affine is None or source is None or source.channels != Channels((1,)):
         return None
-    return normal(affine[0] * running[0] + affine[1], affine[0].square() * running[1], Channels((1,)))
+    scale, shift = affine
+    return replace(source, values=source.values * scale[:, None] + shift[:, None])
 
 
 MAPPED = (

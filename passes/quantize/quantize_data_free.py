@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -52,11 +53,7 @@ class QuantizeDataFree:
         """Return the quantized Program."""
         target = find_target(self.target)
         placement, kept = self._placed(program, target)
-        groups: dict[str, set[str]] = {}
-        for point in placement.points.values():
-            groups.setdefault(point.group, set()).add(point.value)
-        extents = self._extents()
-        known = KnownRanges({frozenset(names): _union(names, extents) for names in groups.values()}, extents)
+        known = KnownRanges(self.ranges(placement), self._extents())
         observed = InsertObservers(self.target, kept)(program)
         result = Calibrate((), "minmax", self.target, self.scheme, known)(observed)
         if self.correct_bias:
@@ -67,6 +64,13 @@ class QuantizeDataFree:
     def placement(self, program: Program) -> Placement:
         """Return what becomes integer."""
         return self._placed(program, find_target(self.target))[0]
+
+    def ranges(self, placement: Placement) -> dict[frozenset[str], Range]:
+        """Return the range of each set of values that share a scale, with zero included."""
+        groups, extents = defaultdict(set), self._extents()
+        for point in placement.points.values():
+            groups[point.group].add(point.value)
+        return {frozenset(names): _union(names, extents) for names in groups.values()}
 
     def _extents(self) -> dict[str, Range]:
         return {name: (float(found.low.min()), float(found.high.max())) for name, found in self.moments.items()}
