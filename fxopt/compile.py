@@ -79,7 +79,7 @@ def compile(
     - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
     - `recipe`: "int8" (needs `calibration`): static ranges, dynamic ones for linears, or float, whichever is best when
       timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice;
-      "int8-data-free" (static ranges from batch norms instead of data);
+      "int8-data-free" (static ranges from batch norms; reads no data);
       "int8-weights" or "int4-weights" (linears compute in float; fitted to `calibration` if there is any); "float"; a
       Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.

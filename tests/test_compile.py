@@ -18,9 +18,10 @@ from fxopt.errors import ModelError, PassError, ValidationError
 from fxopt.export.measure import Measurement
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.interpret import sqnr
 from fxopt.graph.ops import quantize
 from fxopt.graph.rewrite import Edit
-from fxopt.recipes import quantizations
+from fxopt.recipes import data_free_int8, quantizations
 
 
 class Small(nn.Module):
@@ -179,6 +180,20 @@ def test_data_free_int8_takes_its_ranges_from_batch_norms(model: nn.Module) -> N
     assert found.report.recipe == "int8-data-free" and found.validation.ok
     assert "QLinearConv" in found.report.census.integer.values()
     assert any("from batch-norm statistics, not from data" in note for note in found.report.notes)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_data_free_int8_equalizes_only_what_is_uneven(uneven: bool) -> None:
+    """Channels from 0.01 to 100 times their size, which the next layer undoes."""
+    net, scale = nn.Sequential(nn.Conv2d(4, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1)), torch.ones(16)
+    if uneven:
+        scale = torch.logspace(-2, 2, 16)
+    net.get_parameter("1.weight").data *= scale
+    net.get_parameter("3.weight").data /= scale[:, None, None]
+    captured = fxopt.capture(net.eval(), X, dynamic="batch")
+    quantized = data_free_int8(captured, fxopt.Pipeline(passes.CLEANUP)(captured), fxopt.TARGETS["x86"])({})[1]
+    assert any("EqualizeLayers" in step for step in quantized.history) == uneven
+    assert sqnr(captured(X), quantized(X)) > 25
 
 
 def test_data_free_int8_needs_batch_norms_and_is_named_where_data_is_missing() -> None:
