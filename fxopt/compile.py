@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from fxopt.check_capture import check_capture
 from fxopt.choose import AT_ONCE, SAMPLES, Candidate, choose, explain, try_candidates
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
 from fxopt.errors import ExportError, ModelError, TargetError
-from fxopt.export.measure import KernelTime, measure, profile
+from fxopt.export.measure import KernelTime, measure
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.validate import Validation
 from fxopt.graph.capture import Dynamic, call_of, capture
@@ -29,12 +29,13 @@ from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.job import Job, Progress, Proved, prove, prove_quantized, silent
 from fxopt.judge import hold_out
+from fxopt.layers import LayerRow, Layers, few_samples
 from fxopt.limits import Budget, read_budget
 from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import place
-from fxopt.recipes import NAMES, NEED_DATA, Quantization, data_free_int8, quantizations
+from fxopt.recipes import NAMES, NEED_DATA, Quantization, data_free_int8, exact_program, quantizations
 from fxopt.reference import Reference, figures_of, reference_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, Target, find_target
@@ -174,6 +175,7 @@ class _Choice:
     candidates: tuple[Candidate, ...] = ()
     chosen: Candidate | None = None
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -199,44 +201,51 @@ def _compile(
         with job.stage("passes"):
             result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
         return _Choice(prove(job, "custom", result, inputs), reference_of(job, baseline, inputs))
-    data = None if calibration is None else CalibrationData(calibration, baseline, job.calibration_item)
+    unread = calibration is None or recipe == "int8-data-free"
+    data = None if unread else CalibrationData(calibration, baseline, job.calibration_item)
     reference = reference_of(job, baseline, inputs)
     choice = recipe == "int8" and timed and data is not None
-    float_profile = _float_profile(job, reference, inputs) if choice else []
+    float_profile = job.profile(reference.path, inputs) if choice else []  # before there are integer Programs beside it
     rest, judged = hold_out(data) if budget is not None and data is not None else (data, ())
     if recipe == "int8-data-free":
         ways = {"static": data_free_int8(program, baseline, job.target)}
     else:
         ways = quantizations(recipe, baseline, job.target, rest, choice=timed)
     tried = {name: prove_quantized(job, name, quantize, inputs) for name, quantize in ways.items()}
+    sample = None if data is None else few_samples(data.source, baseline)
+    layers = Layers(job, baseline, reference.path, inputs if timed else None, sample)
     if not choice or data is None:
-        return _Choice(next(iter(tried.values())), reference)
+        name, only = next(iter(tried.items()))
+        return _Choice(only, reference, layers=layers.rows(only, exact_program(ways[name], baseline)))
     if budget is not None:
         found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
-        if found.proved is not None:
-            return _Choice(found.proved, reference, found.candidates, found.chosen, (found.note,))
+        if found.proved is not None and found.chosen is not None:
+            rows = layers.rows(found.proved, exact_program(_way_of(found.chosen.name, ways), baseline))
+            return _Choice(found.proved, reference, found.candidates, found.chosen, (found.note,), rows)
         proved = prove(job, "float", baseline, inputs)
-        return _Choice(proved, reference_of(job, baseline, inputs, proved), found.candidates, None, (found.note,))
+        reference = reference_of(job, baseline, inputs, proved)
+        return _Choice(proved, reference, found.candidates, None, (found.note,), layers.rows(proved, baseline))
     samples = split_items(first_samples(calibration_inputs(data.source, baseline), SAMPLES), baseline, AT_ONCE)
     tried |= _without_losers(job, tried["static"], ways["static"], baseline, float_profile, inputs)
-    del baseline, ways, data, rest  # runtimes now load all files, beside all that is still here
+    rows_of = {name: layers.rows(tried[name], exact_program(_way_of(name, ways), baseline)) for name in tried}
+    del baseline, ways, data, rest, layers  # runtimes now load all files, beside all that is still here
     release_memory()
     with job.stage("measure"):
         files = {name: proved.path for name, proved in tried.items()}
         candidates = tuple(try_candidates(files, reference.path, inputs, samples, job.target.session))
     best = choose(candidates)
     if best is not None:
-        return _Choice(tried[best.name], reference, candidates, best)
+        return _Choice(tried[best.name], reference, candidates, best, layers=rows_of[best.name])
     baseline = Pipeline(tuple(CLEANUP))(program)
     integer = integer_nodes(next(iter(tried.values())).program)
     proved = prove(job, "float", baseline, inputs, dict.fromkeys(integer, "the model is not faster in integers"))
-    return _Choice(proved, reference_of(job, baseline, inputs, proved), candidates)
+    rows = Layers(job, baseline, reference.path, inputs, None).rows(proved, baseline)
+    return _Choice(proved, reference_of(job, baseline, inputs, proved), candidates, layers=rows)
 
 
-def _float_profile(job: Job, reference: Reference, inputs: tuple[Tensor, ...]) -> list[KernelTime]:
-    """Profile the float file, before there are integer Programs in memory beside it."""
-    with job.stage("measure"):
-        return profile(reference.path, inputs)
+def _way_of(candidate: str, ways: Mapping[str, Quantization]) -> Quantization:
+    """Return the way that a candidate was quantized in; those that are not named after one come from the first."""
+    return ways.get(candidate.partition("-")[0], next(iter(ways.values())))
 
 
 def _without_losers(
@@ -248,9 +257,8 @@ def _without_losers(
     inputs: tuple[Tensor, ...],
 ) -> dict[str, Proved]:
     """Try the static candidate without the nodes that profiles show to be slower in integers, if that saves enough."""
-    settings = job.target.session
+    profiles = float_profile, job.profile(static.path, inputs, job.target.session)
     with job.stage("measure"):
-        profiles = float_profile, profile(static.path, inputs, settings=settings)
         placement = place(baseline, job.target, static.kept)
         losers = slower_in_integers(baseline, placement, node_times(baseline, *profiles))
     if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):
@@ -282,6 +290,7 @@ def _report(job: Job, choice: _Choice, inputs: tuple[Tensor, ...], title: str, r
         census=census,
         is_float=choice.is_float,
         candidates=choice.candidates,
+        layers=choice.layers,
         latency=latency,
         float_reasons=proved.float_reasons,
         delegated=proved.model.delegated,

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fxopt.data import Data, calibration_inputs
 from fxopt.errors import DataError
 from fxopt.graph.cost import tensors
-from fxopt.graph.interpret import run
+from fxopt.graph.interpret import run, walk_pairs
 from fxopt.graph.program import Program
 from fxopt.passes.quantize.histogram import Histogram
 
@@ -66,8 +66,8 @@ class _Sums:
 def layer_errors(reference: Program, quantized: Program, data: Data | str | Path) -> list[LayerError]:
     """Compare the values of all nodes that two Programs share by name, on real data; the worst come first.
 
-    `data` is any iterable of items like the example inputs. The values of one item are in memory at once. Raises
-    DataError for data that is empty or does not fit, and where the Programs share no node.
+    `data` is any iterable of items like the example inputs. Both run in step, so few values are in memory at
+    once. Raises DataError for data that is empty or does not fit, and where the Programs share no node.
     """
     shared = {n.name for n in reference.graph.nodes if n.op == "call_function"}
     nodes = {n.name: n for n in quantized.graph.nodes if n.op == "call_function" and n.name in shared}
@@ -90,19 +90,10 @@ def _compare_item(
     nodes: Collection[str],
     sums: defaultdict[str, _Sums],
 ) -> None:
-    expected: dict[str, Tensor] = {}
-
-    def keep(node: fx.Node, value: Any) -> None:
-        if node.name in nodes and isinstance(value, Tensor) and value.is_floating_point():
-            expected[node.name] = value
-
-    def add(node: fx.Node, value: Any) -> None:
-        left = expected.pop(node.name, None)
-        if left is not None and isinstance(value, Tensor) and value.shape == left.shape:
-            sums[node.name].add(left, value)
-
-    run(reference.eval(), item, keep)
-    run(quantized.eval(), item, add)
+    for name, left, right in walk_pairs(reference.eval(), quantized.eval(), item, {name: name for name in nodes}):
+        tensors_alike = isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
+        if tensors_alike and left.is_floating_point():
+            sums[name].add(left, right)
 
 
 def _lost(node: fx.Node, sums: defaultdict[str, _Sums]) -> float:

@@ -26,6 +26,7 @@ from fxopt.report import Report
 from fxopt.summary import (
     CANDIDATE_HEADINGS,
     ERROR_HEADINGS,
+    LAYER_HEADINGS,
     bytes_text,
     candidate_rows,
     census_rows,
@@ -33,7 +34,10 @@ from fxopt.summary import (
     error_cells,
     float_reasons,
     is_compressed,
+    layer_cells,
+    notable_layers,
     other_notes,
+    precisions_text,
     seconds_text,
     summary_rows,
 )
@@ -104,6 +108,8 @@ def report_parts(report: Report) -> Iterator[RenderableType]:
         yield errors_table("Against the float model", report.differences)
     yield errors_table("The file in onnxruntime against the compiled graph", report.proof)
     yield pairs_table("What onnxruntime runs", census_rows(report))
+    if report.layers:
+        yield _layers(report)
     if report.float_reasons:
         yield _reasons(report)
     if other_notes(report):
@@ -139,6 +145,13 @@ def pairs_table(title: str | None, rows: Iterable[tuple[str, str]]) -> Table:
     for label, figure in rows:
         table.add_row(Text(label), Text(figure))
     return table
+
+
+def _layers(report: Report) -> Table:
+    """Return the least exact and the slowest layers; why layers are float is in a table of its own."""
+    title = f"Layers: {precisions_text(report.layers)}; the least exact and the slowest (all in --json and --html)"
+    rows = [layer_cells(row)[:-1] for row in notable_layers(report.layers)]
+    return _rows(title, LAYER_HEADINGS[:-1], rows)
 
 
 def _reasons(report: Report) -> Table:

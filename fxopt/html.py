@@ -12,19 +12,24 @@ from fxopt.report import Report
 from fxopt.summary import (
     CANDIDATE_HEADINGS,
     ERROR_HEADINGS,
+    LAYER_HEADINGS,
     bytes_text,
     candidate_rows,
     census_rows,
     error_cells,
     float_reasons,
     is_compressed,
+    layer_cells,
+    notable_layers,
     other_notes,
+    precisions_text,
     seconds_text,
     summary_rows,
 )
 from fxopt.version import __version__
 
 KERNELS_SHOWN = 16
+LAYERS_SHOWN = 12  # a longer table is folded, below the layers that matter most
 
 
 class Bar(NamedTuple):
@@ -68,6 +73,11 @@ def html(report: Report) -> str:
         proof=[error_cells(error) for error in report.proof],
         census=census_rows(report),
         kernels=kernel_chart(report),
+        layer_headings=LAYER_HEADINGS,
+        layers=[layer_cells(row) for row in report.layers],
+        notable=[layer_cells(row) for row in notable_layers(report.layers)],
+        precisions=precisions_text(report.layers),
+        layers_shown=LAYERS_SHOWN,
         notes=other_notes(report),
         reasons=float_reasons(report.float_reasons),
         stages=stage_chart(report),

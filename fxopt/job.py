@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fxopt.export.measure import KernelTime, profile
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.to_onnx import to_onnx
 from fxopt.export.validate import Validation, validate
@@ -37,6 +38,7 @@ class Job:
 
     - `folder`: where files are made; each Program gets a folder of its own in it, since its weights may be a second
       file whose name the first one holds. `filename`: the name of the result.
+    - `profiles`: those taken so far, by file.
     """
 
     target: Target
@@ -46,6 +48,7 @@ class Job:
     filename: str
     folder: Path = Path()
     seconds: dict[str, float] = field(default_factory=dict)
+    profiles: dict[Path, list[KernelTime]] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -65,6 +68,15 @@ class Job:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return folder / self.filename
+
+    def profile(
+        self, path: Path, inputs: Sequence[Tensor], settings: Mapping[str, str] | None = None
+    ) -> list[KernelTime]:
+        """Return the profile of a file, which is taken once."""
+        if path not in self.profiles:
+            with self.stage("measure"):
+                self.profiles[path] = profile(path, inputs, settings=settings)
+        return self.profiles[path]
 
 
 @dataclass(frozen=True)

@@ -143,18 +143,27 @@ class Calibrated:
         return QuantizeDynamic(again, self.target.name)(self.eased) if self.dynamic else None
 
 
-def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None = None) -> Quantization:
+@dataclass(frozen=True)
+class Dynamic:
+    """Quantize linears and LSTMs of an eased float Program with ranges of every run, and the tables of embeddings."""
+
+    eased: Program = field(repr=False)
+    target: Target
+
+    def __call__(self, kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
+        """Return why each float node stays float, and the quantized Program."""
+        reasons = dynamic_float_reasons(self.eased, kept, self.target)
+        return _with_embeddings(reasons, Pipeline((QuantizeDynamic(kept, self.target.name),))(self.eased), kept)
+
+
+def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None = None) -> Dynamic:
     """Quantize linears and LSTMs, with ranges taken anew on every run, and the tables of embeddings."""
-    eased = baseline
-    if data is not None:
-        few = _few(data, baseline)
-        eased = _eased_for_dynamic(baseline, target, few)
+    return Dynamic(baseline if data is None else _eased_for_dynamic(baseline, target, _few(data, baseline)), target)
 
-    def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
-        reasons = dynamic_float_reasons(eased, kept, target)
-        return _with_embeddings(reasons, Pipeline((QuantizeDynamic(kept, target.name),))(eased), kept)
 
-    return quantize
+def exact_program(way: Quantization, baseline: Program) -> Program:
+    """Return the float Program whose values those inside a quantized one stand for: scales may have moved in it."""
+    return way.eased if isinstance(way, (Calibrated, Dynamic)) else baseline
 
 
 def _with_embeddings(

@@ -12,6 +12,7 @@ from fxopt.choose import Candidate
 from fxopt.export.census import Census
 from fxopt.export.compare import OutputError
 from fxopt.export.measure import Measurement
+from fxopt.layers import LayerRow
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Report:
     - `candidates`: what was timed for the choice; `is_float`: whether float was better than all of them, or asked for.
     - `proof`: per output, onnxruntime against the Program. `census`: the kernels that really run.
     - `float_reasons`: nodes that could be integer and stayed float, with the reason.
+    - `layers`: each layer's precision, time, error and reason, in the order of the graph (recipes that quantize).
     - `delegated`: ops that torch.onnx translated. `seconds`: time a stage took. `notes`: what the user should know.
     """
 
@@ -49,6 +51,7 @@ class Report:
     census: Census
     is_float: bool = False
     candidates: tuple[Candidate, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
     latency: Measurement | None = None
     float_reasons: Mapping[str, str] = field(default_factory=dict)
     delegated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

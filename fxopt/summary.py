@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxopt.export.census import INTEGER_KERNELS
 from fxopt.export.compare import OutputError
+from fxopt.layers import FLOAT, LayerRow
 from fxopt.report import Report
 
 NAMES_SHOWN = 3
+WORST_SHOWN = 3  # layers with the largest error, and as many that take the longest
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,36 @@ def candidate_rows(report: Report) -> list[tuple[str, str, str, str]]:
     ]
 
 
+LAYER_HEADINGS = ("layer", "op", "precision", "MACs", "float", "integer", "SQNR", "reason")
+
+
+def layer_cells(row: LayerRow) -> tuple[str, ...]:
+    """Return a layer as text; empty where nothing was measured."""
+    times = ("" if seconds is None else seconds_text(seconds) for seconds in (row.float_seconds, row.integer_seconds))
+    error = "" if row.error is None else _sqnr_text(row.error)
+    op = row.op.removeprefix("aten.").partition(".")[0]
+    return row.name, op, row.precision, count_text(row.macs) if row.macs else "", *times, error, row.reason
+
+
+def notable_layers(layers: Sequence[LayerRow]) -> list[LayerRow]:
+    """Return the layers with the largest errors, the worst first, and then those of the rest that take the longest."""
+    inexact = [row for row in layers if row.error is not None and row.error < math.inf]
+    worst = sorted(inexact, key=lambda row: row.error or 0.0)[:WORST_SHOWN]
+    slowest = sorted((row for row in layers if row not in worst and _seconds(row)), key=_seconds, reverse=True)
+    return worst + slowest[:WORST_SHOWN]
+
+
+def _seconds(row: LayerRow) -> float:
+    """Return the time of a layer as it is; 0 if it is not known."""
+    return (row.float_seconds if row.precision == FLOAT else row.integer_seconds) or 0.0
+
+
+def precisions_text(layers: Sequence[LayerRow]) -> str:
+    """Say how many layers have which precision, the most frequent first."""
+    counts = Counter(row.precision for row in layers)
+    return ", ".join(f"{count} {precision}" for precision, count in counts.most_common())
+
+
 def float_reasons(reasons: Mapping[str, str]) -> list[Reason]:
     """Group the nodes that stayed float by reason, the most frequent first."""
     groups: dict[str, list[str]] = {}
@@ -108,8 +141,11 @@ def error_cells(error: OutputError) -> tuple[str, str, str, str, str]:
     """Return name, largest error, error over the range, SQNR and agreement as text."""
     relative = "∞" if math.isinf(error.relative) else f"{error.relative:.2g}"
     largest = "∞" if math.isinf(error.max_error) else f"{error.max_error:.3g}"
-    sqnr = {math.inf: "exact", -math.inf: "none"}.get(error.sqnr, f"{error.sqnr:.1f} dB")
-    return error.name, largest, relative, sqnr, f"{100 * error.agreement:.4g} %"
+    return error.name, largest, relative, _sqnr_text(error.sqnr), f"{100 * error.agreement:.4g} %"
+
+
+def _sqnr_text(sqnr: float) -> str:
+    return {math.inf: "exact", -math.inf: "none"}.get(sqnr, f"{sqnr:.1f} dB")
 
 
 ERROR_HEADINGS = ("output", "largest error", "of its range", "SQNR", "same argmax")

@@ -47,10 +47,13 @@ def node_times(
 ) -> dict[str, NodeTime]:
     """Return the times of the nodes of a float Program, from the profiles of its own file and of the integer one.
 
-    A kernel belongs to the node whose name it starts with; conversions and changes of layout belong to none.
+    A kernel belongs to the node whose name, or whose name as an output, it starts with; conversions and changes of
+    layout belong to none.
     """
-    nodes = {node.name: node for node in program.graph.nodes}
-    left, right = _by_node(float_profile, nodes), _by_node(integer_profile, nodes)
+    nodes = {node.name: node for node in program.graph.nodes if node.op != "output"}
+    values = zip(program.output_node.args[0], program.outputs, strict=True)  # type: ignore[arg-type]
+    known = {spec.name: value for value, spec in values if spec is not None} | nodes
+    left, right = _by_node(float_profile, known), _by_node(integer_profile, known)
     return {name: NodeTime(left.get(name), right.get(name)) for name in nodes if name in left or name in right}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fxopt.choose import Candidate
 from fxopt.data import first_samples, split_items
 from fxopt.errors import BudgetError
-from fxopt.export.measure import KernelTime, profile
+from fxopt.export.measure import KernelTime
 from fxopt.job import Job, Proved, prove_quantized
 from fxopt.judge import Samples
 from fxopt.limits import Budget, Drop
@@ -94,8 +94,7 @@ def within_budget(
     BudgetError, saying what was reached, if nothing was found; the float model is found wherever max_latency allows it.
     """
     trials = Trials(job, budget, reference, inputs, samples)
-    with job.stage("measure"):
-        plans = _plans(job, ways, tried, float_profile, inputs)
+    plans = _plans(job, ways, tried, float_profile, inputs)
     first = trials.add(tried | _timed(job, plans, inputs))
     tried.clear()
     search = _Search(trials, plans)
@@ -119,11 +118,12 @@ def _plans(
     inputs: tuple[Tensor, ...],
 ) -> list[Plan]:
     """Return the plan of each way whose nodes can be chosen, with times and without noise."""
-    settings, plans = job.target.session, []
+    plans = []
     for name, way in ways.items():
         if isinstance(way, Calibrated):
             kept = tried[name].kept
-            times = node_times(way.eased, float_profile, profile(tried[name].path, inputs, settings=settings))
+            integer_profile = job.profile(tried[name].path, inputs, job.target.session)
+            times = node_times(way.eased, float_profile, integer_profile)
             prices = Prices(way.eased, way.placement(kept), times)
             dynamic = tuple(name for name in way.dynamic if name not in kept)
             problem = placement_problem(prices, job.target, {}, dynamic)

@@ -96,6 +96,17 @@ def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+def test_the_report_has_a_row_for_each_layer(result: fxopt.Result) -> None:
+    rows = {row.name: row for row in result.report.layers}
+    assert [rows[name].precision for name in ("conv2d", "conv2d_1", "linear")] == ["int8"] * 3
+    assert sum(row.macs for row in rows.values()) == result.report.baseline.macs
+    for name in ("conv2d", "conv2d_1"):
+        seconds = rows[name].float_seconds, rows[name].integer_seconds
+        assert all(time is not None and 0 <= time < 1 for time in seconds)
+    assert all(row.error is not None and row.error > 20 for row in rows.values())
+    assert result.report.to_dict()["layers"][0]["name"] == "conv2d"
+
+
 def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
     assert result.validation.ok
     assert any(node.target is quantize for node in result.program.graph.nodes)
@@ -134,6 +145,13 @@ def test_int8_is_what_was_best_when_timed(
     kind = {"static": "MatMulIntegerToFloat", "mixed": "DynamicQuantizeMatMul", "float": "MatMul"}
     assert kernels.get(kind[expected]) == 2 or (expected == "float" and found.report.census.integer_kernels == 0)
     assert found.validation.ok and found.report.is_float == (expected == "float")
+    precision = {"static": "int8", "mixed": "int8 dynamic", "float": "float"}[expected]
+    assert [(row.name, row.precision) for row in found.report.layers] == [
+        ("linear", precision),
+        ("linear_1", precision),
+    ]
+    assert all((row.error is None) == (expected == "float") for row in found.report.layers)
+    assert all((row.reason == "") == (expected != "float") for row in found.report.layers)
     assert found.report.notes[0].startswith("Tried static ") and expected in found.report.notes[0]
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]
     json.dumps(found.report.to_dict(), allow_nan=False)
@@ -152,6 +170,9 @@ def test_the_race_of_int8_is_a_real_one(model: nn.Module) -> None:
 def test_weights_alone_are_quantized(recipe: Any, ratio: float, data: list[Tensor] | None) -> None:
     model = nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 64))
     found = fxopt.compile(model, torch.randn(4, 7, 64), recipe=recipe, calibration=data, target="x86", measure=False)
+    assert {row.precision for row in found.report.layers} == {recipe.replace("-", " ")}
+    assert all((row.error is None) == (data is None) for row in found.report.layers)
+    assert all(row.float_seconds is row.integer_seconds is None for row in found.report.layers)
     assert found.validation.ok and found.report.census.kernels["MatMulNBits"] == 2
     assert found.report.result.file_bytes < ratio * found.report.baseline.file_bytes
     assert found.report.history[-1].startswith("QuantizeWeights(" if data is None else "Gptq(")

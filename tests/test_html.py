@@ -9,14 +9,32 @@ from pathlib import Path
 import pytest
 
 from fxopt.choose import Candidate
+from fxopt.display import report_parts, show
 from fxopt.errors import ExportError
 from fxopt.export.census import Census
 from fxopt.export.compare import OutputError
 from fxopt.export.measure import Measurement
 from fxopt.html import comparison_charts, html
+from fxopt.layers import LayerRow
 from fxopt.report import ModelFigures, Report
-from fxopt.summary import Row, bytes_text, count_text, error_cells, float_reasons, ratio, seconds_text, summary_rows
+from fxopt.summary import (
+    Row,
+    bytes_text,
+    count_text,
+    error_cells,
+    float_reasons,
+    layer_cells,
+    notable_layers,
+    precisions_text,
+    ratio,
+    seconds_text,
+    summary_rows,
+)
 
+LAYERS = (
+    LayerRow("conv", "aten.conv2d.default", "int8", 118_000_000, 0.00125, 0.0005, 41.25),
+    LayerRow("fc", "aten.linear.default", "float", 512_000, 0.00001, None, math.inf, "it is <small>"),
+)
 REPORT = Report(
     model="<script>alert(1)</script>",
     recipe="int8",
@@ -31,6 +49,7 @@ REPORT = Report(
     census=Census({"QLinearConv": 20, "QLinearAdd": 8, "Gemm": 1}, {"conv": "QLinearConv"}, float_compute=("fc",)),
     candidates=(Candidate("static", Measurement(0.0125, 0.03, 61, 1, 0.034), 33.14),),
     latency=Measurement(0.0125, 0.03, 61, 1, 0.034),
+    layers=LAYERS,
     float_reasons={"fc": "it is <small>", "mul": "no integer kernel", "mul_1": "no integer kernel"},
     delegated={"aten.roll.default": ("roll", "roll_1")},
     seconds={"capture": 2.1, "validate": 1.4},
@@ -71,6 +90,7 @@ def test_the_page_shows_every_part() -> None:
         *("46.8 MB", "11.7 MB", "4.00x smaller", "30 ms", "12.5 ms", "2.40x faster", "1.81 G", "-0.002"),
         *("33.1 dB", "exact", "98 %", "28 (QLinearConv 20, QLinearAdd 8)", "aten.roll.default (2)"),
         *("no integer kernel", "mul, mul_1", "FoldBatchNorm()", "Dimension 1 of 'x' is fixed.", "2.1 s", "capture"),
+        *("118 M", "conv2d", "1.25 ms", "500 µs", "41.2 dB", "1 int8, 1 float"),
         *REPORT.inputs,
         *REPORT.outputs,
     ):
@@ -89,10 +109,57 @@ def test_nothing_of_the_model_is_markup_and_nothing_is_fetched() -> None:
     assert not re.search(r"url\(|@import|https?://", text)
 
 
+def test_a_long_table_of_layers_is_folded_below_what_matters() -> None:
+    assert "details" not in Page(html(REPORT)).tags
+    many = tuple(replace(LAYERS[0], name=f"conv_{i}", error=50.0 - i) for i in range(40))
+    page = Page(html(replace(REPORT, layers=many)))
+    assert page.tags.count("details") == 1 and "All 40 layers" in page.text
+    assert page.text.count("conv_39") == 2 and page.text.count("conv_20") == 1  # the worst one is above, too
+
+
+def test_the_terminal_shows_few_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    many = tuple(replace(LAYERS[0], name=f"conv_{i}", error=50.0 - i) for i in range(40))
+    show(*report_parts(replace(REPORT, layers=many)))
+    shown = capsys.readouterr().out
+    assert "Layers: 40 int8" in shown and shown.count("conv_") == 6 and "conv_39" in shown
+
+
+def test_notable_layers_are_the_least_exact_and_then_the_slowest() -> None:
+    def row(name: str, error: float | None, before: float, after: float | None, precision: str = "int8") -> LayerRow:
+        return LayerRow(name, "aten.conv2d.default", precision, 1, before, after, error)
+
+    rows = [
+        row("a", 40, 1.0, 0.4),
+        row("b", 20, 1.0, 0.1),
+        row("c", 30, 1.0, 0.1),
+        row("d", -math.inf, 9.0, 0.9),
+        row("e", None, 1.0, None),  # no time as it is
+        row("f", 60, 1.0, 0.3),
+        row("g", math.inf, 0.35, 5.0, "float"),
+        row("h", 50, 1.0, 0.2),
+    ]
+    assert [row.name for row in notable_layers(rows)] == ["d", "b", "c", "a", "g", "f"]
+    assert notable_layers([]) == []
+    assert precisions_text(rows) == "7 int8, 1 float"
+
+
+def test_layer_cells_are_empty_where_nothing_was_measured() -> None:
+    row = LayerRow("add", "aten.add.Tensor", "int8", 0)
+    assert layer_cells(row) == ("add", "add", "int8", "", "", "", "", "")
+    assert layer_cells(LAYERS[1]) == ("fc", "linear", "float", "512 k", "10 µs", "", "exact", "it is <small>")
+
+
 def test_a_float_report_has_no_comparison() -> None:
     figures = ModelFigures(1000, 10, 20)
     report = replace(
-        REPORT, recipe="float", is_float=True, baseline=figures, result=figures, differences=(), float_reasons={}
+        REPORT,
+        recipe="float",
+        is_float=True,
+        baseline=figures,
+        result=figures,
+        differences=(),
+        float_reasons={},
+        layers=(),
     )
     text = Page(html(replace(report, latency=None, delegated={}, history=(), notes=()))).text
     assert "Output errors" not in text

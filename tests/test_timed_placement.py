@@ -117,3 +117,11 @@ def test_a_fused_kernel_with_the_name_of_its_activation_belongs_to_the_layer() -
     (name, time), *others = node_times(program, profile, []).items()
     assert (name, others, time.integer_seconds) == ("conv2d", [], None)
     assert time.float_seconds == pytest.approx(40e-6)
+
+
+def test_a_kernel_with_the_name_of_an_output_belongs_to_what_makes_it() -> None:
+    program = program_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), images())
+    (spec,) = program.outputs
+    assert spec is not None and spec.name not in {node.name for node in program.graph.nodes if node.op != "output"}
+    profile = [KernelTime(f"{spec.name}_nchwc", "Conv", 50e-6), KernelTime("Reorder", "ReorderInput", 10e-6)]
+    assert node_times(program, profile, [])["conv2d"].float_seconds == pytest.approx(40e-6)

@@ -71,8 +71,7 @@ def times(program: Program, *profiles: Any) -> dict[str, NodeTime]:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["fxopt.trials"], "try_candidates", timed)
-    monkeypatch.setattr(sys.modules["fxopt.compile"], "profile", lambda *rest, **options: [])
-    monkeypatch.setattr(sys.modules["fxopt.within_budget"], "profile", lambda *rest, **options: [])
+    monkeypatch.setattr(sys.modules["fxopt.job"], "profile", lambda *rest, **options: [])
     monkeypatch.setattr(sys.modules["fxopt.within_budget"], "node_times", times)
 
 
@@ -99,6 +98,7 @@ def test_what_destroys_accuracy_stays_float_and_the_rest_does_not(tmp_path: Path
 
     result = compiled(tmp_path, max_drop=max_drop, evaluate=score)
     assert float_layers(result) == {"conv2d", "conv2d_1"}
+    assert {row.name for row in result.report.layers if row.precision == "float"} == {"conv2d", "conv2d_1"}
     assert result.report.census.kernels["QLinearConv"] == 2
     assert "max_drop=" in result.report.float_reasons["conv2d_1"]
     static, *_ = result.report.candidates
@@ -117,6 +117,7 @@ def test_a_drop_that_everything_keeps_to_is_the_fastest_model(tmp_path: Path) ->
 def test_a_drop_that_nothing_keeps_to_is_the_float_model(tmp_path: Path) -> None:
     result = compiled(tmp_path, max_drop="sqnr=150")
     assert result.report.is_float and "stays float" in result.report.notes[0]
+    assert [(row.precision, row.reason) for row in result.report.layers] == [("float", "the model stays float")] * 4
     assert Session(tmp_path / "m.onnx")(X)[0].numpy() == pytest.approx(
         Planted()(X).detach().numpy(), rel=1e-4, abs=1e-3
     )

@@ -105,10 +105,15 @@ def macs(program: Program) -> int:
 
 def macs_per_sample(program: Program) -> int:
     """Count the multiply-accumulate operations of one sample: those of one call where the batch is fixed."""
+    return macs(program) // batch_of_example(program)
+
+
+def batch_of_example(program: Program) -> int:
+    """Return the samples of the captured example; 1 where the batch is fixed, so that a call is what counts."""
     shape = program.inputs[0].shape if program.inputs else ()
     if not shape or isinstance(shape[0], int):
-        return macs(program)
-    return macs(program) // max(_size(program.placeholders[0].meta["val"].shape[0]), 1)
+        return 1
+    return max(_size(program.placeholders[0].meta["val"].shape[0]), 1)
 
 
 def tensors(program: Program) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from fxopt.errors import DataError
 from fxopt.graph.memory import Trimmer
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import get_attribute
+
+CHUNK = 2**20  # elements that are compared at once: in float64, and several times over
 
 Observe = Callable[[fx.Node, Any], None]
 Values = dict[fx.Node, Any]
@@ -63,39 +65,41 @@ def run_steps(
     program: Program, steps: Sequence[Step], inputs: Sequence[Tensor], observe: Observe | None, stop_after: str | None
 ) -> tuple[Any, ...]:
     """Run steps in order, dropping each value after the last step that reads it."""
-    if len(inputs) != len(program.inputs):
-        raise DataError(f"The Program takes {len(program.inputs)} tensors, got {len(inputs)}.")
-    program.check_inputs(tuple(inputs))
     names = {node.name for node in program.graph.nodes}
     if stop_after is not None and stop_after not in names:
         raise DataError(f"There is no node '{stop_after}' to stop after; the last ones are {sorted(names)[-5:]}.")
+    for node, value in walk_steps(program, steps, inputs):
+        if node.op == "output":
+            return tuple(value)
+        if observe is not None and node.op != "get_attr":
+            observe(node, value)
+        if node.name == stop_after:
+            return (value,)
+    raise AssertionError("a Program has an output")
+
+
+def walk_steps(program: Program, steps: Sequence[Step], inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
+    """Yield each node with its value as it is made, inputs and output included; each is dropped after its last use.
+
+    Raises DataError for inputs that do not fit.
+    """
+    if len(inputs) != len(program.inputs):
+        raise DataError(f"The Program takes {len(program.inputs)} tensors, got {len(inputs)}.")
+    program.check_inputs(tuple(inputs))
     dead: defaultdict[Step, list[fx.Node]] = defaultdict(list)
     last_read = {node: step for step in steps for node in step.reads}
     for node, last in last_read.items():
         dead[last].append(node)
     values: Values = dict(zip(program.placeholders, inputs, strict=True))
     trimmer = Trimmer()
-    with torch.no_grad():
-        for node, value in values.items():
-            _look(observe, node, value)
-            if node.name == stop_after:
-                return (value,)
-        for step in steps:
+    yield from list(values.items())
+    for step in steps:
+        with torch.no_grad():  # not around the yield: the caller would be in it
             values[step.node] = step.compute(values)
-            if step.node.op == "output":
-                break
-            _look(observe, step.node, values[step.node])
-            if step.node.name == stop_after:
-                return (values[step.node],)
-            for node in dead[step]:
-                values.pop(node, None)
-            trimmer.made_one(values.get(step.node))
-    return tuple(values[program.output_node])
-
-
-def _look(observe: Observe | None, node: fx.Node, value: Any) -> None:
-    if observe is not None and node.op != "get_attr":
-        observe(node, value)
+        yield step.node, values[step.node]
+        for node in dead[step]:
+            values.pop(node, None)
+        trimmer.made_one(values.get(step.node))
 
 
 def node_values(program: Program, inputs: Sequence[Tensor], names: Collection[str]) -> dict[str, Tensor]:
@@ -118,30 +122,44 @@ def compare(
 ) -> dict[str, float]:
     """Return the signal-to-noise ratio in dB of each node that both Programs have, by name, in `right`'s order.
 
-    `left` is the reference. Nodes correspond by name, where shape and dtype kind agree; `names` restricts them. All
-    values of `left` that are compared are in memory at once.
+    `left` is the reference. Nodes correspond by name, where shape and dtype kind agree; `names` restricts them.
     """
     shared = {node.name for node in right.graph.nodes if node.op == "call_function"}
+    shared &= {node.name for node in left.graph.nodes}
     if names is not None:
         shared &= set(names)
-    reference: dict[str, Tensor] = {}
-    ratios: dict[str, float] = {}
-
-    def keep(node: fx.Node, value: Any) -> None:
-        if node.name in shared and isinstance(value, Tensor):
-            reference[node.name] = value
-
-    def measure(node: fx.Node, value: Any) -> None:
-        expected = reference.pop(node.name, None)
-        if isinstance(value, Tensor) and expected is not None and _comparable(expected, value):
-            ratios[node.name] = sqnr(expected, value)
-
-    run(left, inputs, keep)
-    run(right, inputs, measure)
-    return ratios
+    pairs = walk_pairs(left, right, inputs, {name: name for name in shared})
+    return {name: sqnr(expected, value) for name, expected, value in pairs if _comparable(expected, value)}
 
 
-def _comparable(left: Tensor, right: Tensor) -> bool:
+def walk_pairs(
+    left: Program, right: Program, inputs: Sequence[Tensor], pairs: Mapping[str, str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Run two Programs in step; yield (name in `left`, value there, value in `right`) of corresponding nodes.
+
+    `pairs` maps names of `right` to names of `left`; the order is that of `right`. A value of `left` is kept until
+    that of `right` is there: few at once, where the order of both is about the same.
+    """
+    awaited = set(pairs.values())
+    reference = ((node.name, value) for node, value in _walk(left, inputs) if node.name in awaited)
+    waiting: dict[str, Any] = {}
+    for node, value in _walk(right, inputs):
+        name = pairs.get(node.name)
+        if name is None:
+            continue
+        while name not in waiting:
+            waiting.update([next(reference)])
+        yield name, waiting.pop(name), value
+
+
+def _walk(program: Program, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
+    steps = [step_of(program, node) for node in program.graph.nodes if node.op != "placeholder"]
+    return walk_steps(program, steps, inputs)
+
+
+def _comparable(left: Any, right: Any) -> bool:
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return False
     return left.shape == right.shape and left.is_floating_point() == right.is_floating_point()
 
 
@@ -151,10 +169,20 @@ def sqnr(reference: Tensor, value: Tensor) -> float:
     Infinite where the two are equal; positions where both are NaN or the same infinity count as equal. NaN where one
     alone is NaN.
     """
-    left, right = reference.detach().double(), value.detach().double()
-    equal = (left == right) | (left.isnan() & right.isnan())
-    error = (left - right)[~equal].square().sum().item()
-    power = left[left.isfinite()].square().sum().item()
+    power = error = 0.0
+    flat = (torch.split(tensor.detach().reshape(-1), CHUNK) for tensor in (reference, value))
+    for left, right in zip(*flat, strict=True):
+        left, right = left.double(), right.double()
+        more = _squares(left - right)
+        if not math.isfinite(more):
+            equal = (left == right) | (left.isnan() & right.isnan())
+            more, left = _squares((left - right)[~equal]), left[left.isfinite()]
+        error += more
+        power += _squares(left)
     if error == 0 or math.isnan(error):
         return math.inf if error == 0 else math.nan
     return 10 * math.log10(power / error) if power > 0 and math.isfinite(error) else -math.inf
+
+
+def _squares(values: Tensor) -> float:
+    return float(values @ values)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxopt.errors import DataError
 from fxopt.graph.capture import capture
-from fxopt.graph.interpret import compare, node_values, run, sqnr
+from fxopt.graph.interpret import compare, node_values, run, sqnr, walk_pairs
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
 from tests.graph.models import ConvNet, Function
@@ -97,6 +97,28 @@ def test_compare_shows_where_two_programs_part(program: Program) -> None:
     assert list(compare(program, perturbed(program, 0.01), (X,), names=["mean"])) == ["mean"]
 
 
+def test_two_programs_run_in_step_with_few_values_at_once(program: Program) -> None:
+    """As many as one run holds, twice over, and one that is compared: not all of one Program's."""
+    other = perturbed(program, 0.01)
+    names = [node.name for node in program.graph.nodes if node.op == "call_function"]
+    seen: list[weakref.ref[Tensor]] = []
+    alive, order = [], []
+    for name, left, right in walk_pairs(program, other, (X,), {name: name for name in names}):
+        seen += [weakref.ref(left), weakref.ref(right)]
+        order.append(name)
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in seen))
+    assert order == names and max(alive) <= 6 < 2 * len(names)
+
+
+def test_nodes_correspond_as_told_in_any_order(program: Program) -> None:
+    found = list(walk_pairs(program, program, (X,), {"relu": "linear", "mean": "conv2d"}))
+    assert [name for name, _, _ in found] == ["linear", "conv2d"]
+    values = node_values(program, (X,), ["linear", "relu", "conv2d", "mean"])
+    for (name, left, right), other in zip(found, ("relu", "mean"), strict=True):
+        assert torch.equal(left, values[name]) and torch.equal(right, values[other])
+
+
 @pytest.mark.parametrize(
     ("reference", "value", "expected"),
     [
@@ -111,6 +133,15 @@ def test_compare_shows_where_two_programs_part(program: Program) -> None:
 )
 def test_sqnr(reference: list[float], value: list[float], expected: float) -> None:
     assert sqnr(torch.tensor(reference), torch.tensor(value)) == pytest.approx(expected, nan_ok=True)
+
+
+def test_sqnr_adds_up_over_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxopt.graph.interpret.CHUNK", 2)
+    reference, value = (
+        torch.tensor([[3.0, 4.0, math.inf], [0.0, 0.0, 5.0]]),
+        torch.tensor([[3.0, 4.5, math.inf], [0, 0, 5]]),
+    )
+    assert sqnr(reference, value) == pytest.approx(10 * math.log10(50 / 0.25))
 
 
 def test_sqnr_of_integers_is_exact() -> None:
