@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,31 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from fxopt.check_capture import check_capture
-from fxopt.choose import AT_ONCE, SAMPLES, Candidate, choose, explain, try_candidates
-from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
+from fxopt.data import Data
 from fxopt.errors import ExportError, ModelError, TargetError
-from fxopt.export.measure import KernelTime, measure
+from fxopt.export.measure import measure
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.validate import Validation
 from fxopt.graph.capture import Dynamic, call_of, capture
-from fxopt.graph.memory import quick_collections, release_memory
+from fxopt.graph.memory import quick_collections
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import integer_nodes
-from fxopt.job import Job, Progress, Proved, prove, prove_quantized, silent
-from fxopt.judge import hold_out
-from fxopt.layers import LayerRow, Layers, few_samples
+from fxopt.job import Job, Progress, silent
 from fxopt.limits import Budget, read_budget
 from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
-from fxopt.passes.cleanup import CLEANUP
-from fxopt.passes.quantize import place
-from fxopt.recipes import NAMES, NEED_DATA, Quantization, data_free_int8, exact_program, quantizations
-from fxopt.reference import Reference, figures_of, reference_of
+from fxopt.outcome import Outcome, best_way, best_within, by_passes, float_model, one_way
+from fxopt.recipes import NAMES, NEED_DATA
+from fxopt.reference import figures_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, Target, find_target
-from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
-from fxopt.within_budget import within_budget
 
 Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
 Recipe = Name | Pipeline | Sequence[Pass]
@@ -112,12 +105,12 @@ def compile(
             check_capture(model, program, inputs)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         job.folder = Path(folder)
-        choice = _compile(job, recipe, program, calibration, inputs, measure, budget)
+        outcome = _compile(job, recipe, program, calibration, inputs, measure, budget)
         del program
-        report = _report(job, choice, inputs, _title(model, name), recipe, measure)
+        report = _report(job, outcome, inputs, _title(model, name), recipe, measure)
         if destination is not None:
-            _move(choice.proved.path, destination)
-    proved = choice.proved
+            _move(outcome.proved.path, destination)
+    proved = outcome.proved
     return Result(destination, proved.program, report, proved.validation, proved.model)
 
 
@@ -166,114 +159,34 @@ def example_of(program: Program) -> tuple[Tensor, ...]:
     return tuple(result)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What was compiled: the proved Program, the float model it is compared with, what was tried and what chosen."""
-
-    proved: Proved
-    reference: Reference
-    candidates: tuple[Candidate, ...] = ()
-    chosen: Candidate | None = None
-    notes: tuple[str, ...] = ()
-    layers: tuple[LayerRow, ...] = ()
-
-    @property
-    def is_float(self) -> bool:
-        """Whether the result is the float model itself."""
-        return self.reference.path == self.proved.path
-
-
 def _compile(
     job: Job,
     recipe: Recipe,
     program: Program,
-    calibration: Data | str | Path | None,
+    source: Data | str | Path | None,
     inputs: tuple[Tensor, ...],
     timed: bool,
     budget: Budget | None,
-) -> _Choice:
-    with job.stage("cleanup"):
-        baseline = Pipeline(tuple(CLEANUP))(program)
+) -> Outcome:
     if recipe == "float":
-        proved = prove(job, "float", baseline, inputs)
-        return _Choice(proved, reference_of(job, baseline, inputs, proved))
+        return float_model(job, program, inputs)
     if not isinstance(recipe, str):
-        with job.stage("passes"):
-            result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
-        return _Choice(prove(job, "custom", result, inputs), reference_of(job, baseline, inputs))
-    unread = calibration is None or recipe == "int8-data-free"
-    data = None if unread else CalibrationData(calibration, baseline, job.calibration_item)
-    reference = reference_of(job, baseline, inputs)
-    choice = recipe == "int8" and timed and data is not None
-    float_profile = job.profile(reference.path, inputs) if choice else []  # before there are integer Programs beside it
-    rest, judged = hold_out(data) if budget is not None and data is not None else (data, ())
-    if recipe == "int8-data-free":
-        ways = {"static": data_free_int8(program, baseline, job.target)}
-    else:
-        ways = quantizations(recipe, baseline, job.target, rest, choice=timed)
-    tried = {name: prove_quantized(job, name, quantize, inputs) for name, quantize in ways.items()}
-    sample = None if data is None else few_samples(data.source, baseline)
-    layers = Layers(job, baseline, reference.path, inputs if timed else None, sample)
-    if not choice or data is None:
-        name, only = next(iter(tried.items()))
-        return _Choice(only, reference, layers=layers.rows(only, exact_program(ways[name], baseline)))
-    if budget is not None:
-        found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
-        if found.proved is not None and found.chosen is not None:
-            rows = layers.rows(found.proved, exact_program(_way_of(found.chosen.name, ways), baseline))
-            return _Choice(found.proved, reference, found.candidates, found.chosen, (found.note,), rows)
-        proved = prove(job, "float", baseline, inputs)
-        reference = reference_of(job, baseline, inputs, proved)
-        return _Choice(proved, reference, found.candidates, None, (found.note,), layers.rows(proved, baseline))
-    samples = split_items(first_samples(calibration_inputs(data.source, baseline), SAMPLES), baseline, AT_ONCE)
-    tried |= _without_losers(job, tried["static"], ways["static"], baseline, float_profile, inputs)
-    rows_of = {name: layers.rows(tried[name], exact_program(_way_of(name, ways), baseline)) for name in tried}
-    del baseline, ways, data, rest, layers  # runtimes now load all files, beside all that is still here
-    release_memory()
-    with job.stage("measure"):
-        files = {name: proved.path for name, proved in tried.items()}
-        candidates = tuple(try_candidates(files, reference.path, inputs, samples, job.target.session))
-    best = choose(candidates)
-    if best is not None:
-        return _Choice(tried[best.name], reference, candidates, best, layers=rows_of[best.name])
-    baseline = Pipeline(tuple(CLEANUP))(program)
-    integer = integer_nodes(next(iter(tried.values())).program)
-    proved = prove(job, "float", baseline, inputs, dict.fromkeys(integer, "the model is not faster in integers"))
-    rows = Layers(job, baseline, reference.path, inputs, None).rows(proved, baseline)
-    return _Choice(proved, reference_of(job, baseline, inputs, proved), candidates, layers=rows)
+        return by_passes(job, recipe, program, inputs)
+    if recipe != "int8" or not timed or source is None:
+        return one_way(job, recipe, program, source, inputs, timed)
+    if budget is None:
+        return best_way(job, program, source, inputs)
+    return best_within(job, program, source, inputs, budget)
 
 
-def _way_of(candidate: str, ways: Mapping[str, Quantization]) -> Quantization:
-    """Return the way that a candidate was quantized in; those that are not named after one come from the first."""
-    return ways.get(candidate.partition("-")[0], next(iter(ways.values())))
-
-
-def _without_losers(
-    job: Job,
-    static: Proved,
-    quantize: Quantization,
-    baseline: Program,
-    float_profile: Sequence[KernelTime],
-    inputs: tuple[Tensor, ...],
-) -> dict[str, Proved]:
-    """Try the static candidate without the nodes that profiles show to be slower in integers, if that saves enough."""
-    profiles = float_profile, job.profile(static.path, inputs, job.target.session)
-    with job.stage("measure"):
-        placement = place(baseline, job.target, static.kept)
-        losers = slower_in_integers(baseline, placement, node_times(baseline, *profiles))
-    if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):
-        return {}
-    return {"timed": prove_quantized(job, "timed", quantize, inputs, {**static.kept, **losers.reasons})}
-
-
-def _report(job: Job, choice: _Choice, inputs: tuple[Tensor, ...], title: str, recipe: Recipe, timed: bool) -> Report:
-    proved, reference = choice.proved, choice.reference
-    latency = choice.chosen.latency if choice.chosen else None
+def _report(job: Job, outcome: Outcome, inputs: tuple[Tensor, ...], title: str, recipe: Recipe, timed: bool) -> Report:
+    proved, reference = outcome.proved, outcome.reference
+    latency = outcome.chosen.latency if outcome.chosen else None
     if timed and latency is None:
         with job.stage("measure"):
-            other = None if choice.is_float else reference.path
+            other = None if outcome.is_float else reference.path
             latency = measure(proved.path, inputs, baseline=other, settings=job.target.session)
-    metrics = _metrics(job, choice)
+    metrics = _metrics(job, outcome)
     census, validation = proved.validation.census, proved.validation
     assert census is not None
     return Report(
@@ -288,27 +201,27 @@ def _report(job: Job, choice: _Choice, inputs: tuple[Tensor, ...], title: str, r
         differences=reference.differences(proved.path, inputs),
         proof=validation.outputs,
         census=census,
-        is_float=choice.is_float,
-        candidates=choice.candidates,
-        layers=choice.layers,
+        is_float=outcome.is_float,
+        candidates=outcome.candidates,
+        layers=outcome.layers,
         latency=latency,
         float_reasons=proved.float_reasons,
         delegated=proved.model.delegated,
         seconds=dict(job.seconds),
         history=proved.program.history,
-        notes=(*(choice.notes or explain(choice.candidates, choice.chosen)), *proved.program.notes, *validation.notes),
+        notes=(*outcome.notes, *proved.program.notes, *validation.notes),
     )
 
 
-def _metrics(job: Job, choice: _Choice) -> tuple[float | None, float | None]:
+def _metrics(job: Job, outcome: Outcome) -> tuple[float | None, float | None]:
     if job.evaluate is None:
         return None, None
-    proved = choice.proved
+    proved = outcome.proved
     with job.stage("evaluate"):
         result = float(job.evaluate(OnnxCallable(proved.path, proved.program)))
-        if choice.is_float:
+        if outcome.is_float:
             return result, result
-        return float(job.evaluate(OnnxCallable(choice.reference.path, proved.program))), result
+        return float(job.evaluate(OnnxCallable(outcome.reference.path, proved.program))), result
 
 
 def _title(model: nn.Module | Program, name: str | None) -> str:

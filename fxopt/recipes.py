@@ -44,7 +44,8 @@ from fxopt.target import Target
 Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
 WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
-NAMES = ("float", "int8", "int8-static", "int8-dynamic", "int8-data-free", *WEIGHT_BITS)
+DATA_FREE = "int8-data-free"
+NAMES = ("float", "int8", "int8-static", "int8-dynamic", DATA_FREE, *WEIGHT_BITS)
 NEED_DATA = ("int8", "int8-static")
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
 DYNAMIC_SHARE = 0.3

@@ -1,0 +1,175 @@
+"""What compile() ends with: the proved Program of one recipe, or of the best of several ways to quantize.
+
+Each function cleans the captured Program up itself, so that it can let go of it: when files are timed, runtimes hold
+all weights beside what is still in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fxopt.choose import AT_ONCE, SAMPLES, Candidate, choose, explain, try_candidates
+from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
+from fxopt.graph.memory import release_memory
+from fxopt.graph.pipeline import Pass, Pipeline
+from fxopt.graph.program import Program
+from fxopt.graph.quantized import integer_nodes
+from fxopt.job import Job, Proved, prove, prove_quantized
+from fxopt.judge import hold_out
+from fxopt.layers import LayerRow, Layers, few_samples
+from fxopt.limits import Budget
+from fxopt.passes.cleanup import CLEANUP
+from fxopt.passes.quantize import place
+from fxopt.recipes import DATA_FREE, Quantization, data_free_int8, exact_program, quantizations
+from fxopt.reference import Reference, reference_of
+from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
+from fxopt.within_budget import within_budget
+
+Source = Data | str | Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was compiled: the proved Program, the float model it is compared with, what was tried and what chosen.
+
+    `notes` say why; `layers` are empty for a recipe that does not quantize.
+    """
+
+    proved: Proved
+    reference: Reference
+    candidates: tuple[Candidate, ...] = ()
+    chosen: Candidate | None = None
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the result is the float model itself."""
+        return self.reference.path == self.proved.path
+
+
+def float_model(job: Job, program: Program, inputs: tuple[Tensor, ...]) -> Outcome:
+    """Compile to a float file."""
+    return _float(job, _cleaned(job, program), inputs)
+
+
+def by_passes(job: Job, recipe: Pipeline | Sequence[Pass], program: Program, inputs: tuple[Tensor, ...]) -> Outcome:
+    """Compile with the user's own passes."""
+    with job.stage("passes"):
+        result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
+    return Outcome(prove(job, "custom", result, inputs), reference_of(job, _cleaned(job, program), inputs))
+
+
+def one_way(
+    job: Job, recipe: str, program: Program, source: Source | None, inputs: tuple[Tensor, ...], timed: bool
+) -> Outcome:
+    """Compile with a named recipe that quantizes, in the one way or the usual way it has."""
+    baseline = _cleaned(job, program)
+    reference = reference_of(job, baseline, inputs)
+    data = None if source is None else CalibrationData(source, baseline, job.calibration_item)
+    if recipe == DATA_FREE:
+        way = data_free_int8(program, baseline, job.target)
+    else:
+        way = next(iter(quantizations(recipe, baseline, job.target, data, choice=False).values()))
+    proved = prove_quantized(job, "quantized", way, inputs)
+    sample = None if data is None or recipe == DATA_FREE else few_samples(data.source, baseline)
+    layers = Layers(job, baseline, reference.path, inputs if timed else None, sample)
+    return Outcome(proved, reference, layers=layers.rows(proved, exact_program(way, baseline)))
+
+
+def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> Outcome:
+    """Compile to int8 in every way there is, and keep what is best when timed; that may be the float model."""
+    tried, rows, reference, samples = _try_all(job, program, source, inputs)
+    release_memory()
+    with job.stage("measure"):
+        files = {name: proved.path for name, proved in tried.items()}
+        candidates = tuple(try_candidates(files, reference.path, inputs, samples, job.target.session))
+    best = choose(candidates)
+    notes = tuple(explain(candidates, best))
+    if best is not None:
+        return Outcome(tried[best.name], reference, candidates, best, notes, rows[best.name])
+    reasons = dict.fromkeys(integer_nodes(next(iter(tried.values())).program), "the model is not faster in integers")
+    tried.clear()
+    return _float(job, _cleaned(job, program), inputs, candidates, notes, reasons)
+
+
+Tried = tuple[dict[str, Proved], dict[str, tuple[LayerRow, ...]], Reference, list[tuple[Tensor, ...]]]
+
+
+def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> Tried:
+    """Return every candidate, its layers, the float model, and the samples to compare them on."""
+    baseline = _cleaned(job, program)
+    reference = reference_of(job, baseline, inputs)
+    job.profile(reference.path, inputs)  # before there are integer Programs beside it
+    data = CalibrationData(source, baseline, job.calibration_item)
+    ways = quantizations("int8", baseline, job.target, data)
+    tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
+    tried |= _without_losers(job, tried["static"], ways["static"], baseline, reference, inputs)
+    layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
+    rows = {name: layers.rows(tried[name], exact_program(_way_of(name, ways), baseline)) for name in tried}
+    items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
+    return tried, rows, reference, split_items(items, baseline, AT_ONCE)
+
+
+def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...], budget: Budget) -> Outcome:
+    """Compile to the best int8 model within a budget, or to float where only that is within it."""
+    baseline = _cleaned(job, program)
+    reference = reference_of(job, baseline, inputs)
+    float_profile = job.profile(reference.path, inputs)  # before there are integer Programs beside it
+    data = CalibrationData(source, baseline, job.calibration_item)
+    rest, judged = hold_out(data)
+    ways = quantizations("int8", baseline, job.target, rest)
+    tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
+    found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
+    if found.proved is None or found.chosen is None:
+        return _float(job, baseline, inputs, found.candidates, (found.note,))
+    layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
+    rows = layers.rows(found.proved, exact_program(_way_of(found.chosen.name, ways), baseline))
+    return Outcome(found.proved, reference, found.candidates, found.chosen, (found.note,), rows)
+
+
+def _cleaned(job: Job, program: Program) -> Program:
+    with job.stage("cleanup"):
+        return Pipeline(tuple(CLEANUP))(program)
+
+
+def _float(
+    job: Job,
+    baseline: Program,
+    inputs: tuple[Tensor, ...],
+    candidates: tuple[Candidate, ...] = (),
+    notes: tuple[str, ...] = (),
+    reasons: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Prove the float model: as what was asked for, or because no candidate is better, with layers that say so."""
+    proved = prove(job, "float", baseline, inputs, reasons)
+    reference = reference_of(job, baseline, inputs, proved)
+    rows = Layers(job, baseline, reference.path, inputs, None).rows(proved, baseline) if candidates else ()
+    return Outcome(proved, reference, candidates, None, notes, rows)
+
+
+def _way_of(candidate: str, ways: Mapping[str, Quantization]) -> Quantization:
+    """Return the way that a candidate was quantized in; those that are not named after one come from the first."""
+    return ways.get(candidate.partition("-")[0], next(iter(ways.values())))
+
+
+def _without_losers(
+    job: Job,
+    static: Proved,
+    way: Quantization,
+    baseline: Program,
+    reference: Reference,
+    inputs: tuple[Tensor, ...],
+) -> dict[str, Proved]:
+    """Try the static candidate without the nodes that profiles show to be slower in integers, if that saves enough."""
+    profiles = job.profile(reference.path, inputs), job.profile(static.path, inputs, job.target.session)
+    with job.stage("measure"):
+        placement = place(baseline, job.target, static.kept)
+        losers = slower_in_integers(baseline, placement, node_times(baseline, *profiles))
+    if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):
+        return {}
+    return {"timed": prove_quantized(job, "timed", way, inputs, {**static.kept, **losers.reasons})}
