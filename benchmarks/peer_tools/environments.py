@@ -41,7 +41,7 @@ def install(folder: Path, tools: Iterable[str]) -> dict[str, str]:
     for tool in tools:
         print(f"{tool}: installing {requirements(tool).name}", flush=True)
         try:
-            _make(folder / tool, requirements(tool))
+            make_environment(folder / tool, requirements(tool))
         except (subprocess.CalledProcessError, OSError) as error:
             failures[tool] = str(error)
             if (folder / tool).exists():
@@ -49,8 +49,8 @@ def install(folder: Path, tools: Iterable[str]) -> dict[str, str]:
     return failures
 
 
-def _make(place: Path, wanted: Path) -> None:
-    """Make one environment; raises CalledProcessError if a command fails."""
+def make_environment(place: Path, wanted: Path) -> None:
+    """Make one environment from a requirements file; raises CalledProcessError if a command fails."""
     python = str(place / "bin" / "python")
     with tempfile.TemporaryDirectory(prefix="fxopt-peers-") as folder:
         constraints = Path(folder) / "constraints.txt"
