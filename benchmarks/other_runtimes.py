@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peer_tools.cases import CASES
+from benchmarks.runtime_tools.cases import ALL_CASES
 from benchmarks.runtime_tools.install import install
 from benchmarks.runtime_tools.run import Settings, run_model
 from benchmarks.runtime_tools.score import score, table
@@ -46,18 +46,18 @@ def main() -> int:
 
 
 def _run(name: str, settings: Settings) -> dict[str, Any]:
-    """Return one model's figures, or {"model", "error"} if it does not compile."""
+    """Return one model's figures, or {"model", "error"} if it cannot be built or does not compile."""
     with tempfile.TemporaryDirectory(prefix="fxopt-runtimes-") as folder:
         try:
             expected, runs = run_model(name, settings, Path(folder))
         except FxoptError as error:
             return {"model": name, "error": str(error)}
-    return score(name, expected, runs, CASES[name].classifies)
+    return score(name, expected, runs, ALL_CASES[name].classifies)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(CASES), metavar="MODEL")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(ALL_CASES), metavar="MODEL")
     parser.add_argument("--install", type=Path, metavar="FOLDER", help="make the runtimes' places there, and stop")
     parser.add_argument("--environments", type=Path, metavar="FOLDER", help="where --install made them")
     parser.add_argument("--calibration", type=int, default=32, help="samples, of batch 1")

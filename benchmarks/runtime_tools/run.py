@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peer_tools.cases import CASES
 from benchmarks.peer_tools.environments import python_of
 from benchmarks.peer_tools.prepare import in_order
 from benchmarks.peer_tools.run import ENVIRONMENT, ROOT, reason
+from benchmarks.runtime_tools.cases import ALL_CASES
 from benchmarks.runtime_tools.exchange import read_arrays, write_arrays
 from benchmarks.zoo_models.model import Inputs
 from fxopt import FxoptError, compile
@@ -80,9 +80,9 @@ class Ran:
 def run_model(name: str, settings: Settings, folder: Path) -> tuple[Tensor, list[Ran]]:
     """Return the outputs of the eager float model on the held-out samples, and those of every runtime and file.
 
-    Raises FxoptError if the model does not compile.
+    Raises FxoptError if the model does not compile, or a package with its weights is missing.
     """
-    case = CASES[name]
+    case = ALL_CASES[name]
     model = case.build()
     samples = list(case.samples("held-out", settings.held_out))
     _compile(name, model, list(case.samples("calibration", settings.calibration)), folder)

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from benchmarks.other_runtimes import MODELS
-from benchmarks.peer_tools.cases import CASES
 from benchmarks.runtime_tools import run as runner
+from benchmarks.runtime_tools.cases import ALL_CASES
 from benchmarks.runtime_tools.exchange import read_arrays, write_arrays
 from benchmarks.runtime_tools.run import REFERENCE, WEB, Ran, Runtime, Settings, profiled_kernels, run_file
 from benchmarks.runtime_tools.score import score, table
@@ -145,5 +145,6 @@ def test_a_runtime_that_fails_is_reported(
     assert error in found.facts["error"]
 
 
-def test_models_are_those_of_the_other_benchmarks() -> None:
-    assert set(MODELS) <= set(CASES)
+def test_models_exist_and_have_their_names() -> None:
+    assert set(MODELS) <= set(ALL_CASES)
+    assert all(case.name == name for name, case in ALL_CASES.items())
