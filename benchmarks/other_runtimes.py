@@ -1,7 +1,7 @@
 """fxopt's portable files in other runtimes: `python -m benchmarks.other_runtimes --environments FOLDER`.
 
-Every model is compiled for "portable", float and int8; OpenVINO and onnxruntime-web (WebAssembly, in Node) run both
-files on the same held-out samples as onnxruntime does. The two have places of their own, made once by
+Every model is compiled for "portable", float and with the recipes asked for; OpenVINO and onnxruntime-web (WebAssembly,
+in Node) run the files on the same held-out samples as onnxruntime does. The two have places of their own, made once by
 `python -m benchmarks.other_runtimes --install FOLDER` (pip and npm).
 """
 
@@ -22,6 +22,7 @@ from benchmarks.runtime_tools.run import Settings, run_model
 from benchmarks.runtime_tools.score import score, table
 from fxopt import FxoptError
 
+RECIPES = ("int8-static", "int8-dynamic", "int8-weights", "int4-weights")
 MODELS = ("resnet18", "mobilenet_v2", "bert-6l")
 
 
@@ -35,7 +36,7 @@ def main() -> int:
         return 1 if failures else 0
     torch.set_num_threads(1)
     environments = options.environments.resolve() if options.environments else None
-    settings = Settings(environments, options.calibration, options.held_out, options.limit)
+    settings = Settings(environments, options.recipes, options.calibration, options.held_out, options.limit)
     results = []
     for name in options.models:
         results.append(_run(name, settings))
@@ -58,6 +59,7 @@ def _run(name: str, settings: Settings) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(ALL_CASES), metavar="MODEL")
+    parser.add_argument("--recipes", nargs="*", default=RECIPES[:1], choices=RECIPES, metavar="RECIPE")
     parser.add_argument("--install", type=Path, metavar="FOLDER", help="make the runtimes' places there, and stop")
     parser.add_argument("--environments", type=Path, metavar="FOLDER", help="where --install made them")
     parser.add_argument("--calibration", type=int, default=32, help="samples, of batch 1")

@@ -24,11 +24,11 @@ from benchmarks.runtime_tools.cases import ALL_CASES
 from benchmarks.runtime_tools.exchange import read_arrays, write_arrays
 from benchmarks.zoo_models.model import Inputs
 from fxopt import FxoptError, compile
+from fxopt.compile import Name
 from fxopt.export.census import take_census
 from fxopt.export.session import Level, Session
 
-File = Literal["float", "int8-static"]  # a recipe of compile()
-FILES: tuple[File, ...] = ("float", "int8-static")
+FLOAT: Name = "float"
 HERE = Path(__file__).parent
 WEB: Literal["onnxruntime-web"] = "onnxruntime-web"  # its folder among the environments
 NO_ENVIRONMENT = "no environment: make it with --install FOLDER, and name it with --environments FOLDER"
@@ -57,11 +57,12 @@ RUNTIMES = (
 class Settings:
     """How to run the comparison.
 
-    `environments`: the folder that --install made, if any. `calibration`, `held_out`: samples of batch 1. `limit`:
-    seconds that a runtime may take for one file.
+    `environments`: the folder that --install made, if any. `recipes`: those of compile() besides "float".
+    `calibration`, `held_out`: samples of batch 1. `limit`: seconds that a runtime may take for one file.
     """
 
     environments: Path | None
+    recipes: Sequence[Name]
     calibration: int
     held_out: int
     limit: float
@@ -71,7 +72,7 @@ class Settings:
 class Ran:
     """What one runtime made of one file: the outputs of all samples (None with an "error" in `facts`)."""
 
-    file: File
+    file: Name
     runtime: Runtime
     outputs: Tensor | None
     facts: Mapping[str, Any]
@@ -85,22 +86,23 @@ def run_model(name: str, settings: Settings, folder: Path) -> tuple[Tensor, list
     case = ALL_CASES[name]
     model = case.build()
     samples = list(case.samples("held-out", settings.held_out))
-    _compile(name, model, list(case.samples("calibration", settings.calibration)), folder)
+    files = (FLOAT, *settings.recipes)
+    _compile(name, model, files, list(case.samples("calibration", settings.calibration)), folder)
     columns = zip(*(in_order(sample) for sample in samples), strict=True)
-    names = Session(folder / f"{FILES[0]}.onnx").inputs
+    names = Session(folder / f"{FLOAT}.onnx").inputs
     write_arrays(folder / "in.json", dict(zip(names, (torch.cat(column).numpy() for column in columns), strict=True)))
     with torch.no_grad():
         expected = torch.cat([model(*in_order(sample)) for sample in samples])
-    return expected, [run_file(file, runtime, settings, folder) for file in FILES for runtime in RUNTIMES]
+    return expected, [run_file(file, runtime, settings, folder) for file in files for runtime in RUNTIMES]
 
 
-def _compile(name: str, model: nn.Module, calibration: Sequence[Inputs], folder: Path) -> None:
-    for recipe in FILES:
+def _compile(name: str, model: nn.Module, recipes: Sequence[Name], calibration: Sequence[Inputs], folder: Path) -> None:
+    for recipe in recipes:
         compile(
             model,
             calibration[0],
             recipe=recipe,
-            calibration=None if recipe == "float" else calibration,
+            calibration=None if recipe == FLOAT else calibration,
             target="portable",
             output=folder / f"{recipe}.onnx",
             measure=False,
@@ -108,7 +110,7 @@ def _compile(name: str, model: nn.Module, calibration: Sequence[Inputs], folder:
         )
 
 
-def run_file(file: File, runtime: Runtime, settings: Settings, folder: Path) -> Ran:
+def run_file(file: Name, runtime: Runtime, settings: Settings, folder: Path) -> Ran:
     """Run FOLDER/FILE.onnx on the arrays of FOLDER/in.json."""
     path, header = folder / f"{file}.onnx", folder / f"{runtime.name}-{runtime.setting}-{file}.json"
     if runtime.name == "onnxruntime":
@@ -141,7 +143,7 @@ def integer_compute(kernels: Mapping[str, int]) -> int:
     return sum(kernels.get(op, 0) for op in INTEGER_COMPUTE)
 
 
-def _natively(file: File, path: Path, runtime: Runtime) -> Ran:
+def _natively(file: Name, path: Path, runtime: Runtime) -> Ran:
     """Run a file in this process."""
     level: Level = "all" if runtime.setting == "all" else "none"
     arrays, _ = read_arrays(path.parent / "in.json")

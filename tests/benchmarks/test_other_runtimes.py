@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from benchmarks.runtime_tools.run import REFERENCE, WEB, Ran, Runtime, Settings,
 from benchmarks.runtime_tools.score import score, table
 
 OPENVINO = Runtime("openvino", "default")
-SETTINGS = Settings(None, calibration=1, held_out=1, limit=60.0)
+SETTINGS = Settings(None, ["int8-static"], calibration=1, held_out=1, limit=60.0)
 FLOAT = torch.tensor([[11.0, 1.0], [9.0, 3.0]])  # centred [[1, -1], [-1, 1]]: two classes, though the first always wins
 
 
@@ -127,7 +128,7 @@ def test_a_file_that_does_not_load_is_reported(folder: Path) -> None:
 def test_a_missing_environment_is_reported(folder: Path, name: str) -> None:
     runtime = next(runtime for runtime in runner.RUNTIMES if runtime.name == name)
     for environments in (None, folder):
-        found = run_file("float", runtime, Settings(environments, 1, 1, 60.0), folder)
+        found = run_file("float", runtime, replace(SETTINGS, environments=environments), folder)
         assert found.outputs is None
         assert "--install" in found.facts["error"]
 
@@ -140,7 +141,7 @@ def test_a_runtime_that_fails_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, program: str, limit: float, error: str
 ) -> None:
     monkeypatch.setattr(runner, "_command", lambda *_: [sys.executable, "-c", program])
-    found = run_file("float", OPENVINO, Settings(None, 1, 1, limit), folder)
+    found = run_file("float", OPENVINO, replace(SETTINGS, limit=limit), folder)
     assert found.outputs is None
     assert error in found.facts["error"]
 
