@@ -95,10 +95,8 @@ def compile(
     destination = _writable(output)
     filename = destination.name if destination else "model.onnx"
     job = Job(resolve_target(target), opset, evaluate, progress or silent, filename)
-    _check_choices(recipe, opset, calibration)
     budget = read_budget(max_drop, max_latency, evaluated=evaluate is not None)
-    if budget is not None and (recipe != "int8" or not measure):
-        raise ModelError(f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed.")
+    _check_choices(recipe, opset, calibration, budget, measure)
     with job.stage("capture"):
         program, inputs = _program(model, example_inputs, dynamic)
         if isinstance(model, nn.Module):
@@ -119,8 +117,10 @@ def resolve_target(target: str | Target) -> Target:
     return find_target(this_machine() if target == "auto" else target)
 
 
-def _check_choices(recipe: Recipe, opset: int | None, calibration: Any) -> None:
+def _check_choices(recipe: Recipe, opset: int | None, calibration: Any, budget: Budget | None, measure: bool) -> None:
     """Raise early: capture and calibration may take minutes."""
+    if budget is not None and (recipe != "int8" or not measure):
+        raise ModelError(f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed.")
     if isinstance(recipe, str) and recipe not in NAMES:
         hint = f"Choose one of {', '.join(NAMES)}, or pass a Pipeline or a list of passes."
         raise ModelError(f"There is no recipe '{recipe}'. {hint}")
