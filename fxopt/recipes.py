@@ -26,13 +26,14 @@ from fxopt.passes.quantize import (
     SmoothQuant,
     place,
 )
+from fxopt.passes.quantize.batch_norm_statistics import batch_norm_statistics, rescaled
 from fxopt.passes.quantize.calibrate import KnownRanges
 from fxopt.passes.quantize.concatenations import keep_apart
 from fxopt.passes.quantize.correct_bias import relative_noise
 from fxopt.passes.quantize.equalize_layers import equalizing_scales
 from fxopt.passes.quantize.expected_noise import expected_noise
 from fxopt.passes.quantize.improve import WORTH_IT, improve
-from fxopt.passes.quantize.moments import batch_norm_statistics, moments_of, rescaled
+from fxopt.passes.quantize.moment_rules import moments_of
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import Placement
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons

@@ -17,14 +17,15 @@ from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.cleanup.layers import LAYERS
 from fxopt.passes.quantize.correct_bias import is_quantized_layer, shift_bias
-from fxopt.passes.quantize.moments import Moments, layer_inputs
+from fxopt.passes.quantize.moment_rules import layer_inputs
+from fxopt.passes.quantize.moments import Moments
 
 
 @dataclass(frozen=True)
 class CorrectBiasByMoments:
     """Take out of the biases of a calibrated Program what rounding of weights adds to the mean of each channel.
 
-    - `moments`: of the values of the float Program, by node name, see data_free_moments().
+    - `moments`: of the values of the float Program, by node name, see moments_of().
 
     A layer without a bias gets one; one whose input has unknown moments is left alone. Zero padding is not taken into
     account, nor is the rounding of values, whose mean is near zero.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup.layers import Layer, grouped_weight, layer_at
-from fxopt.passes.quantize.moments import layer_inputs
+from fxopt.passes.quantize.moment_rules import layer_inputs
 from fxopt.passes.quantize.quantize_data_free import QuantizeDataFree
 from fxopt.passes.quantize.weight_scales import largest_integer, symmetric_scales
 from fxopt.target import find_target

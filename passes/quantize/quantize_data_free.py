@@ -29,7 +29,7 @@ NOTE = "Ranges come from batch-norm statistics, not from data: check the accurac
 class QuantizeDataFree:
     """Quantize to int8 with static ranges that follow from batch-norm statistics.
 
-    - `moments`: of the values of the float Program, by node name, see data_free_moments(). A range goes from the
+    - `moments`: of the values of the float Program, by node name, see moments_of(). A range goes from the
       smallest to the largest end of a channel: WIDEST deviations from the mean, or where a clip is.
     - `target`: the name of a row of fxopt.target.TARGETS.
     - `keep_float`: names of nodes that stay float, or {name: reason}.

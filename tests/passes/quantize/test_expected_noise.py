@@ -8,10 +8,12 @@ from fxopt.graph.capture import capture
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.program import Program
 from fxopt.passes.quantize import EqualizeLayers, QuantizeDataFree
+from fxopt.passes.quantize.batch_norm_statistics import rescaled
 from fxopt.passes.quantize.channel_paths import Channels
 from fxopt.passes.quantize.equalize_layers import equalizing_scales
 from fxopt.passes.quantize.expected_noise import expected_noise
-from fxopt.passes.quantize.moments import Moments, moments_of, normal, rescaled
+from fxopt.passes.quantize.moment_rules import moments_of
+from fxopt.passes.quantize.moments import Moments, normal
 
 
 def linear_program(rows: int = 32) -> tuple[Program, Tensor, dict[str, Moments]]:

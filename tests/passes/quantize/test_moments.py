@@ -15,18 +15,11 @@ from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes import CLEANUP
 from fxopt.passes.quantize import EqualizeLayers
+from fxopt.passes.quantize.batch_norm_statistics import batch_norm_statistics, rescaled
 from fxopt.passes.quantize.channel_paths import Channels
 from fxopt.passes.quantize.equalize_layers import equalizing_scales
-from fxopt.passes.quantize.moments import (
-    INPUT_WIDEST,
-    WIDEST,
-    Moments,
-    batch_norm_statistics,
-    moments_of,
-    normal,
-    rectified,
-    rescaled,
-)
+from fxopt.passes.quantize.moment_rules import INPUT_WIDEST, moments_of
+from fxopt.passes.quantize.moments import WIDEST, Moments, normal, rectified
 from fxopt.passes.quantize.rules import clip_bounds
 
 MEAN, DEVIATION = torch.tensor([-1.0, 0.25, 0.5, 2.0]), torch.tensor([0.5, 1.0, 2.0, 0.75])

@@ -13,8 +13,10 @@ from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.verify import verify
 from fxopt.passes import CLEANUP
 from fxopt.passes.quantize import Calibrate, CorrectBiasByMoments, InsertObservers, Quantize, QuantizeDataFree, Scheme
+from fxopt.passes.quantize.batch_norm_statistics import batch_norm_statistics
 from fxopt.passes.quantize.channel_paths import Channels
-from fxopt.passes.quantize.moments import Moments, batch_norm_statistics, moments_of, normal
+from fxopt.passes.quantize.moment_rules import moments_of
+from fxopt.passes.quantize.moments import Moments, normal
 from fxopt.passes.quantize.quantize_data_free import NOTE
 from tests.conftest import Golden
 
