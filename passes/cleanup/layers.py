@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxopt.graph.rewrite import Edit, argument, constant, set_attribute
 
 aten = torch.ops.aten
+BLOCK = 2**22  # elements of a weight held as float64 at a time
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,45 @@ def layer_at(module: nn.Module, node: Any) -> Layer | None:
 
 
 def scale_outputs(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of s * y + t; scale and shift are float64, `[outputs]` or 0-dimensional."""
+    """Return the weight and bias of s * y + t; scale and shift are float64, `[outputs]` or 0-dimensional.
+
+    The weight is computed in float64 and rounded once, to the dtype it had; the bias is float64.
+    """
     scale, shift = scale.expand(layer.outputs), shift.expand(layer.outputs)
     per_group = (layer.groups, 1, -1, 1) if layer.kind.transposed else (layer.groups, -1, 1, 1)
-    weight = grouped_weight(layer) * scale.reshape(per_group)
     bias = shift if layer.bias is None else layer.bias.detach().double() * scale + shift
-    return weight.reshape(layer.weight.shape), bias
+    return _scaled(layer, scale.reshape(per_group)), bias
 
 
 def scale_inputs(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the weight and bias of W * (s x + t) + b; scale and shift are float64, `[inputs]` or 0-dimensional."""
+    """Return the weight and bias of W * (s x + t) + b, as scale_outputs() does; scale and shift are `[inputs]`."""
     scale, shift = scale.expand(layer.inputs), shift.expand(layer.inputs)
     per_group = (layer.groups, -1, 1, 1) if layer.kind.transposed else (layer.groups, 1, -1, 1)
-    grouped = grouped_weight(layer)
-    weight = (grouped * scale.reshape(per_group)).reshape(layer.weight.shape)
     bias = None if layer.bias is None else layer.bias.detach().double()
     if bool(shift.any()):
         assert not layer.kind.transposed
-        added = (grouped * shift.reshape(per_group)).sum((2, 3)).flatten()
+        added = (grouped_weight(layer) * shift.reshape(per_group)).sum((2, 3)).flatten()
         bias = added if bias is None else bias + added
-    return weight, bias
+    return _scaled(layer, scale.reshape(per_group)), bias
+
+
+def _scaled(layer: Layer, factors: Tensor) -> Tensor:
+    """Multiply the weight by factors that fit grouped_weight(), a part at a time: one may be most of a model."""
+    weight = _grouped(layer, layer.weight.detach())
+    result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    factors = factors.expand(*weight.shape[:3], 1)
+    step = max(1, BLOCK * weight.shape[1] // max(1, weight.numel()))
+    for parts in zip(*(torch.split(tensor, step, 1) for tensor in (result, weight, factors)), strict=True):
+        parts[0].copy_(parts[1].double() * parts[2])
+    return result.reshape(layer.weight.shape)
 
 
 def grouped_weight(layer: Layer) -> Tensor:
     """Return the weight as `[groups, first, second, taps]`, float64."""
-    weight = layer.weight.detach().double()
+    return _grouped(layer, layer.weight.detach().double())
+
+
+def _grouped(layer: Layer, weight: Tensor) -> Tensor:
     if layer.kind.transposed:
         return weight.reshape(layer.groups, layer.inputs // layer.groups, layer.outputs // layer.groups, -1)
     return weight.reshape(layer.groups, layer.outputs // layer.groups, layer.inputs // layer.groups, -1)

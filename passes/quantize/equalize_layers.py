@@ -158,6 +158,7 @@ def _equalize_pair(first: _Ranges, readers: Sequence[Reader], ranges: Mapping[fx
 
 def _rescale(edit: Edit, layer: Layer, ranges: _Ranges) -> None:
     nothing = torch.zeros((), dtype=torch.float64)
-    weight, bias = scale_outputs(layer, ranges.output_scale, nothing)
+    exact = replace(layer, weight=layer.weight.detach().double())  # rounded once, when it is written
+    weight, bias = scale_outputs(exact, ranges.output_scale, nothing)
     weight, _ = scale_inputs(replace(layer, weight=weight), ranges.input_scale, nothing)
     write(edit, layer, weight, None if layer.bias is None else bias)

@@ -19,6 +19,7 @@ from fxopt.passes.quantize.weight_scales import symmetric_scales
 
 STRENGTHS = tuple(tenths / 10 for tenths in range(1, 10))
 ROWS = 256
+BLOCK = 2**22  # elements of a weight quantized at a time
 INT8 = Scheme()
 # No channel counts for less than this share of the median one: what calibration hardly saw may come at run time.
 SMALLEST_SHARE = 0.01
@@ -102,12 +103,25 @@ def best_strength(found: Sequence[tuple[Reader, Activations]], dynamic: bool, wo
     The strength is 0, and the scale 1, if no strength makes the error smaller than `worth_it` of that without.
     """
     activations = torch.stack([reader.gather(torch.maximum(-seen.low, seen.high)) for reader, seen in found]).amax(0)
-    weights = torch.stack([reader.gather(reader.layer.weight.detach().abs().amax(0)) for reader, _ in found]).amax(0)
+    weights = torch.stack([reader.gather(_largest(reader.layer.weight.detach())) for reader, _ in found]).amax(0)
     scales = {strength: smoothing_scale(activations, weights, strength) for strength in STRENGTHS}
     none = torch.ones_like(scales[STRENGTHS[0]])
     errors = {strength: output_error(found, scale, dynamic) for strength, scale in scales.items()}
     best = min(STRENGTHS, key=lambda strength: errors[strength])
     return (best, scales[best]) if errors[best] < worth_it * output_error(found, none, dynamic) else (0.0, none)
+
+
+def _largest(weight: Tensor) -> Tensor:
+    """Return the largest magnitude of each input channel."""
+    return torch.maximum(weight.amax(0), -weight.amin(0))
+
+
+def _stored(weight: Tensor) -> Tensor:
+    """Return rows of a weight as they are behind int8."""
+    step = symmetric_scales(weight, INT8.weight_max, torch.zeros(len(weight), dtype=torch.float64))
+    zeros = torch.zeros(len(weight), dtype=torch.int8)
+    stored: Tensor = fake_quantize(weight, step, zeros, 0, -INT8.weight_max, INT8.weight_max)
+    return stored
 
 
 def smoothing_scale(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
@@ -126,11 +140,13 @@ def output_error(found: Sequence[tuple[Reader, Activations]], scale: Tensor, dyn
     """Return the squared error of linears with quantized inputs and weights, each relative to its output, summed."""
     total = 0.0
     for reader, seen in found:
-        spread, weight = reader.spread(scale).float(), reader.layer.weight.detach().float()
-        step = symmetric_scales(weight * spread, INT8.weight_max, torch.zeros(len(weight), dtype=torch.float64))
-        zeros = torch.zeros(len(weight), dtype=torch.int8)
-        stored = fake_quantize(weight * spread, step, zeros, 0, -INT8.weight_max, INT8.weight_max)
-        exact = seen.rows() @ weight.T
-        error = (seen.quantized(spread, dynamic) @ stored.T - exact).square().sum()
-        total += float(error / exact.square().sum().clamp(min=SMALLEST_STEP))
+        spread, rows = reader.spread(scale).float(), seen.rows()
+        quantized = seen.quantized(spread, dynamic)
+        error = power = torch.zeros(())
+        weight = reader.layer.weight.detach()
+        for part in torch.split(weight, max(1, BLOCK // max(1, weight.shape[1]))):
+            exact = rows @ part.float().T
+            error = error + (quantized @ _stored(part.float() * spread).T - exact).square().sum()
+            power = power + exact.square().sum()
+        total += float(error / power.clamp(min=SMALLEST_STEP))
     return total
