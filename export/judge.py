@@ -26,6 +26,7 @@ MARGIN = 6.0  # dB: the file may be this much farther from the Program than the 
 UNFUSED_SQNR = 20.0
 FLOOR: dict[Level, float] = {"all": 12.0, "none": 3.0}  # dB; unrelated values score 0 dB
 JITTER = 2.0**-22  # two units in the last place of float32: what approximations of exp and erf differ by
+SHAKES = 4  # runs with such errors, at least: one alone may happen to change little
 FLOAT_NOISE = 4.0  # a float file may differ by this many times the Program's own noise
 FLOAT_FLOOR = 10.0  # but never by more than this many times the tolerance
 
@@ -88,10 +89,14 @@ class Judge:
         names = [spec.name for spec in self.program.outputs if spec is not None]
         try:
             outputs = [reference_outputs(self.program, run.inputs, precise=True) for run in self.runs]
-            shaken = [reference_outputs(self.program, run.inputs, precise=True, jitter=JITTER) for run in self.runs]
+            again = [run for _ in range(-(-SHAKES // len(self.runs))) for run in self.runs]
+            shaken = [
+                reference_outputs(self.program, run.inputs, precise=True, jitter=JITTER, seed=seed)
+                for seed, run in enumerate(again)
+            ]
         except RuntimeError:  # an op without a float64 kernel: then the strict bound stands
             return None
-        pairs = zip([*outputs, *shaken], [*self.runs, *self.runs], strict=True)
+        pairs = zip([*outputs, *shaken], [*self.runs, *again], strict=True)
         noise = [compare_outputs(names, exact, run.outputs) for exact, run in pairs]
         return _Precise(outputs, [reduce(OutputError.worse, of_output) for of_output in zip(*noise, strict=True)])
 

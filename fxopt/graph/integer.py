@@ -48,22 +48,25 @@ def run_integer(
     *,
     precise: bool = False,
     jitter: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Any, ...]:
     """Run like interpret.run, with integer kernels; a value inside a kernel is never made, so never observed.
 
     With `precise`, the other nodes compute in float64, and each result is off by a random part of up to `jitter` of
-    itself, always the same (Monte Carlo arithmetic, Parker 1997). How far that is from the usual run tells how much of
-    the outputs is the rounding of float32.
+    itself, the same for one `seed` (Monte Carlo arithmetic, Parker 1997). How far that is from the usual run tells how
+    much of the outputs is the rounding of float32.
     """
-    return run_steps(program, integer_steps(program, precise=precise, jitter=jitter), inputs, observe, stop_after)
+    return run_steps(
+        program, integer_steps(program, precise=precise, jitter=jitter, seed=seed), inputs, observe, stop_after
+    )
 
 
-def integer_steps(program: Program, *, precise: bool = False, jitter: float = 0.0) -> list[Step]:
+def integer_steps(program: Program, *, precise: bool = False, jitter: float = 0.0, seed: int = 0) -> list[Step]:
     """Plan the run: one step for each integer kernel, one for every other node that is still needed."""
     kernels = {kernel.result: kernel for kernel in find_kernels(program)}
     steps: list[Step] = []
     needed = {program.output_node}
-    randomness = torch.Generator().manual_seed(0)
+    randomness = torch.Generator().manual_seed(seed)
 
     def other(node: fx.Node) -> Step:
         if precise:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fxopt.export.compare import OutputError, compare_output
-from fxopt.export.judge import Judge
+from fxopt.export.judge import JITTER, SHAKES, Judge
 from fxopt.export.session import Level
 from fxopt.export.sweep import Run, reference_outputs
 from fxopt.graph.capture import capture
@@ -83,6 +83,16 @@ def test_jitter_moves_each_result_by_no_more_than_asked_for_and_always_the_same(
     first, second = (reference_outputs(doubled, (X,), precise=True, jitter=0.01)[0] for _ in range(2))
     assert torch.equal(first, second) and not torch.equal(first, 2 * X)
     assert ((first - 2 * X).abs() <= 0.0101 * (2 * X).abs()).all()
+
+
+def test_the_noise_of_a_single_run_is_the_worst_of_several_shakes() -> None:
+    program = capture(Cancelling(), X)
+    judge = judge_of(program)
+    options = [{}, *({"jitter": JITTER, "seed": seed} for seed in range(SHAKES))]
+    found = [reference_outputs(program, (X,), precise=True, **option)[0] for option in options]  # type: ignore[arg-type]
+    errors = [compare_output("output", value, judge.runs[0].outputs[0]).relative for value in found]
+    assert len(set(errors)) == SHAKES + 1
+    assert judge._precise is not None and judge._precise.noise[0].relative == max(errors)
 
 
 @pytest.fixture(scope="module")
