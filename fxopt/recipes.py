@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxopt.data import calibration_inputs, first_samples, split_items
@@ -41,6 +42,7 @@ from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
 from fxopt.target import Target
 
+LINEAR = torch.ops.aten.linear.default
 # Of the nodes to keep float, with reasons: why each float node stays float, and the quantized Program.
 Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
@@ -50,6 +52,9 @@ NAMES = ("float", "int8", "int8-static", "int8-dynamic", DATA_FREE, *WEIGHT_BITS
 NEED_DATA = ("int8", "int8-static")
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
 DYNAMIC_SHARE = 0.3
+# Smoothing is worth its trials where linears do at least this share: the classifier of a convolutional net gained
+# nothing by it, and can be most of the weights.
+LINEAR_SHARE = 0.05
 # Clipping outliers helps most convolutional nets, and harms where outliers carry the meaning, as in transformers.
 CANDIDATE_OBSERVERS: tuple[Observer, ...] = ("mse", "minmax")
 # What is tried before the ranges are taken is tried on so many samples, few at once: that memory comes on top.
@@ -97,7 +102,8 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calib
     few = _few(data, baseline)
     trial = Quantize(few, target=target.name, correct_bias=False)
     # EqualizeLayers is not among them: per-channel weights leave it little to win, and trained networks lost by it.
-    eased = improve(baseline, (SmoothQuant(few), SmoothQuant(few, multiply=True)), trial, _tensors(few, baseline))
+    steps = (SmoothQuant(few), SmoothQuant(few, multiply=True)) if _linear_share(baseline) >= LINEAR_SHARE else ()
+    eased = improve(baseline, steps, trial, _tensors(few, baseline)) if steps else baseline
     return Calibrated(eased, target, data, _best_observer(eased, trial, few))
 
 
@@ -225,6 +231,12 @@ def _dynamic_nodes(baseline: Program, target: Target) -> list[str]:
     """List the layers that can have dynamic ranges, by the names they have in the float Program."""
     claimed = integer_nodes(QuantizeDynamic(target=target.name)(baseline))
     return [node.name for node in baseline.graph.nodes if node.name in claimed]
+
+
+def _linear_share(baseline: Program) -> float:
+    """Return the share of the multiply-accumulates in linears."""
+    counts, linears = macs_by_node(baseline), baseline.graph.find_nodes(op="call_function", target=LINEAR)
+    return sum(counts.get(node.name, 0) for node in linears) / max(sum(counts.values()), 1)
 
 
 def _dynamic_share(baseline: Program, target: Target) -> float:

@@ -11,7 +11,7 @@ from fxopt.graph.interpret import sqnr
 from fxopt.graph.pipeline import Pipeline
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import Quantize
-from fxopt.recipes import quantizations
+from fxopt.recipes import Calibrated, quantizations
 from fxopt.target import TARGETS
 from tests.passes.quantize.nets import Encoder, Inverted, images, program_of
 from tests.passes.quantize.test_correct_bias import coarse
@@ -37,3 +37,9 @@ def test_hard_models_hold_by_default(
     plain = Quantize(data, observer="minmax")(program)
     _, recipe = quantizations("int8-static", program, TARGETS["x86"], data)["static"]({})
     assert sqnr(expected, recipe(held_out)) > sqnr(expected, plain(held_out)) + gain
+
+
+def test_the_classifier_of_a_convolutional_net_is_not_smoothed() -> None:
+    program = Pipeline(tuple(CLEANUP))(program_of(Inverted().eval(), images(4)))
+    way = quantizations("int8-static", program, TARGETS["x86"], [images(4)])["static"]
+    assert isinstance(way, Calibrated) and way.eased is program
