@@ -75,6 +75,7 @@ def _layer(kernel: KernelTime, node: fx.Node) -> fx.Node:
 
 def owner(kernel: str, names: Collection[str]) -> str | None:
     """Return the node a kernel was made from: the longest name that its own is, or continues after _, / or a dot."""
+    kernel = kernel.removeprefix("fused ")  # as a Gemm is called that took up its activation
     while kernel:
         if kernel in names:
             return kernel
