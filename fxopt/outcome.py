@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fxopt.choose import AT_ONCE, SAMPLES, Candidate, choose, explain, try_candidates
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
+from fxopt.fidelity import hold_out
 from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.job import Job, Proved, prove, prove_quantized
-from fxopt.judge import hold_out
 from fxopt.layers import LayerRow, Layers, few_samples
 from fxopt.limits import Budget
 from fxopt.passes.cleanup import CLEANUP

@@ -19,6 +19,7 @@ from fxopt.graph.interpret import Step, step_of
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes, is_constant
+from fxopt.graph.rewrite import argument
 
 SECONDS = 60.0  # the time box
 Values = dict[fx.Node, Any]
@@ -168,7 +169,7 @@ class _Lanes:
         values: Values = dict(zip(self.program.placeholders, item, strict=True))
         for step in self.steps:
             fake = step.node.target is fake_quantize
-            values[step.node] = values[step.node.args[0]] if fake else step.compute(values)  # type: ignore[index]
+            values[step.node] = values[argument(step.node, "x")] if fake else step.compute(values)
         return values
 
     def power(self, exact: Values) -> list[float]:
@@ -180,7 +181,7 @@ class _Lanes:
         changed = {unit.node: unit.compute(exact)}
         for step in self._behind(unit.node):
             if step.node.target is fake_quantize:
-                changed[step.node] = changed[step.node.args[0]]  # type: ignore[index]
+                changed[step.node] = changed[argument(step.node, "x")]
             else:
                 changed[step.node] = step.compute({node: changed.get(node, exact[node]) for node in step.reads})
         return [

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fxopt.choose import NOISE, SAMPLES, Candidate, try_candidates
 from fxopt.data import first_samples
+from fxopt.fidelity import Fidelity, Samples
 from fxopt.graph.memory import release_memory
 from fxopt.job import Job, Proved
-from fxopt.judge import Judge, Samples
 from fxopt.limits import Budget
 from fxopt.reference import Reference
 
@@ -37,9 +37,9 @@ class Trials:
             few, settings = first_samples(self.samples, SAMPLES), self.job.target.session
             found = try_candidates(paths, self.reference.path, self.inputs, few, settings)
         if self.budget.drop is not None:
-            judge = Judge(self.budget.drop, self.reference.path, self.samples, self.job.evaluate)
+            fidelity = Fidelity(self.budget.drop, self.reference.path, self.samples, self.job.evaluate)
             with self.job.stage("evaluate"):
-                found = [replace(c, figure=judge.figure(paths[c.name], files[c.name].program)) for c in found]
+                found = [replace(c, figure=fidelity.figure(paths[c.name], files[c.name].program)) for c in found]
         for candidate in found:
             if self.fits(candidate) and (self.chosen is None or self._is_better(candidate, self.chosen)):
                 self.chosen, self.proved = candidate, files[candidate.name]

@@ -17,8 +17,8 @@ from fxopt.choose import Candidate
 from fxopt.data import first_samples, split_items
 from fxopt.errors import BudgetError
 from fxopt.export.measure import KernelTime
+from fxopt.fidelity import Samples
 from fxopt.job import Job, Proved, prove_quantized
-from fxopt.judge import Samples
 from fxopt.limits import Budget, Drop
 from fxopt.placement_problem import placement_problem
 from fxopt.recipes import Calibrated, Quantization

@@ -132,7 +132,9 @@ def test_a_kernel_with_the_name_of_an_output_belongs_to_what_makes_it() -> None:
 
 def test_each_layer_of_a_real_profile_has_a_time(tmp_path: Path) -> None:
     """Whatever onnxruntime fuses a layer with: one without a time would seem to cost nothing in float."""
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 32), nn.ReLU(), nn.Linear(32, 8))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 32), nn.ReLU(), nn.Linear(32, 8)
+    )
     program = program_of(net, images())
     to_onnx(program, tmp_path / "net.onnx", target="x86")
     kernels = profile(tmp_path / "net.onnx", (images(),), runs=2)

@@ -44,9 +44,8 @@ class AdaRound:
     - `iterations`: steps of gradient descent for each region.
     - `drop`: the share of the quantized values that a region sees in float while it learns, 0 to 1.
 
-    Linears and ungrouped conv2d layers start from what RoundGptq makes of them, others from
-    their exact weights. A single
-    linear or conv2d learns from rows at random places of its inputs, other regions from whole samples.
+    Linears and ungrouped conv2d layers start from what RoundGptq makes of them, others from their exact weights. A
+    single linear or conv2d learns from rows at random places of its inputs, other regions from whole samples.
     Regions come one after the other, each on the outputs of the rounded ones before it. A weight that several layers
     read is rounded in the first. The same data gives the same weights. Raises PassError for an option out
     of its range; DataError for data that is empty, does not fit, or holds NaN or infinity.
@@ -139,7 +138,7 @@ def _float_outputs(program: Program, region: Region, lanes: Lanes) -> tuple[Tens
     values = {node: lanes[node][0] for node in region.inputs}
     for node in region.nodes:
         skipped = node.target is fake_quantize
-        values[node] = values[node.args[0]] if skipped else step_of(program, node).compute(values)  # type: ignore[index]
+        values[node] = values[argument(node, "x")] if skipped else step_of(program, node).compute(values)
     return tuple(values[end] for end in region.ends)
 
 

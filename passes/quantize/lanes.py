@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxopt.graph.interpret import step_of
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
+from fxopt.graph.rewrite import argument
 
 Lanes = dict[fx.Node, tuple[Any, Any]]  # the value in float, and behind quantization
 
@@ -28,7 +29,7 @@ def compute_both(
     exact = {source: values[source][0] for source in sources}
     quantized = {source: values[source][1] for source in sources} | changed
     if node.target is fake_quantize:
-        return values[node.args[0]][0], compute(quantized)  # type: ignore[index]
+        return values[argument(node, "x")][0], compute(quantized)
     left = compute(exact)
     return left, left if all(exact[source] is quantized[source] for source in sources) else compute(quantized)
 

@@ -63,7 +63,7 @@ def layer_problem(node: fx.Node) -> str | None:
 def _patch_options(node: fx.Node) -> dict[str, Any] | None:
     if node.target is aten.linear.default:
         return None
-    kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+    kernel = argument(node, "weight").meta["val"].shape[2:]
     options = {name: argument(node, name) for name in ("dilation", "padding", "stride")}
     return {"kernel_size": tuple(kernel), **{name: tuple(value) for name, value in options.items()}}
 
@@ -72,7 +72,7 @@ def _hessian(node: fx.Node, lanes: Sequence[Values]) -> Tensor:
     """Return the mean of x xᵀ over all positions at which a layer applies its weight."""
     total, count = torch.zeros(()), 0
     for values in lanes:
-        for rows in _rows(node, values[node.args[0]]):  # type: ignore[index]
+        for rows in _rows(node, values[argument(node, "input")]):
             total = total + rows.t() @ rows
             count += len(rows)
     return total / max(count, 1)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant, results
+from fxopt.graph.rewrite import argument
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds, needs_chain
 from fxopt.target import Target
 
@@ -90,9 +91,9 @@ def reasons_of(keep_float: Mapping[str, str] | Collection[str]) -> dict[str, str
 def activations(node: fx.Node) -> list[fx.Node]:
     """List the values that an op with a row reads as activations."""
     role = QUANTIZE_RULES[node.target].role
-    values: Iterable[Any] = node.args[0] if role is Role.CONCATENATE else node.args[:1]  # type: ignore[assignment]
-    if role is Role.JOIN:
-        values = node.args[:2]
+    values: Iterable[Any] = node.args[: 2 if role is Role.JOIN else 1]
+    if role is Role.CONCATENATE:
+        values = argument(node, "tensors")
     return [value for value in values if isinstance(value, fx.Node) and isinstance(value.meta["val"], Tensor)]
 
 
@@ -144,7 +145,7 @@ class _Search:
 
     def _unpaddable(self, node: fx.Node) -> str | None:
         """Padding of channels is for values that are quantized just before; in a chain it would break the layout."""
-        width = int(node.args[1].meta["val"].shape[1])  # type: ignore[union-attr]
+        width = int(argument(node, "weight").meta["val"].shape[1])
         padded = self.integer[node] is Role.CONVOLUTION and width in self.target.convolution.pad_input
         if padded and self.carries_integers(activations(node)[0]):
             return f"{width} input channels, which are padded only where a float value is quantized"

@@ -99,7 +99,7 @@ def rows_of(region: Region, lanes: Sequence[Lanes], targets: Sequence[Tensor], d
         taken = torch.arange(count)
         if share < 1:
             taken = torch.randint(count, (max(1, int(share * count)),), generator=generator)
-        pair = values[layer.args[0]]  # type: ignore[index]
+        pair = values[argument(layer, "input")]
         exact = _patches(layer, pair[0], taken) if drop and pair[0] is not pair[1] else None
         quantized = _patches(layer, pair[1], taken)
         y = _last(layer, target).reshape(-1, weight_of(layer).meta["val"].shape[0])[taken]
@@ -168,7 +168,7 @@ class Replay:
                 continue
             value = step_of(self.program, node).compute(values)
             if node.target is fake_quantize and not is_constant(node.args[0]):
-                value = mixed((values[node.args[0]], value), self.drop, generator)  # type: ignore[index]
+                value = mixed((values[argument(node, "x")], value), self.drop, generator)
             values[node] = value.detach() if node.op == "get_attr" else value
         return [values[end] for end in self.region.ends]
 

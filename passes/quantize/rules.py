@@ -59,7 +59,7 @@ class QuantizeRule:
 def convolution_problem(node: fx.Node, target: Target) -> str | None:
     """Say why a target does not run a convolution faster in integers, or return None."""
     kernels, groups = target.convolution, argument(node, "groups")
-    weight = node.args[1].meta["val"]  # type: ignore[union-attr]
+    weight = argument(node, "weight").meta["val"]
     outputs, width = int(weight.shape[0]), int(weight.shape[1])
     if is_single_position(node):
         return None
@@ -79,7 +79,7 @@ def convolution_problem(node: fx.Node, target: Target) -> str | None:
 
 def is_depthwise(node: fx.Node) -> bool:
     """Say whether a convolution has one input and one output channel a group."""
-    weight, groups = node.args[1].meta["val"], argument(node, "groups")  # type: ignore[union-attr]
+    weight, groups = argument(node, "weight").meta["val"], argument(node, "groups")
     return bool(groups > 1 and weight.shape[0] == groups and weight.shape[1] == 1)
 
 
@@ -91,7 +91,7 @@ def is_single_position(node: fx.Node) -> bool:
 
 def needs_chain(node: fx.Node, target: Target) -> bool:
     """Say whether a convolution gains only between integer ops."""
-    width = node.args[1].meta["val"].shape[1]  # type: ignore[union-attr]
+    width = argument(node, "weight").meta["val"].shape[1]
     narrow = argument(node, "groups") > 1 and int(width) < target.convolution.group_width
     return narrow or is_single_position(node)
 
@@ -117,7 +117,7 @@ def _global_pool(node: fx.Node, target: Target) -> str | None:
 
 
 def _spatial_mean(node: fx.Node, target: Target) -> str | None:
-    rank = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+    rank = argument(node, "self").meta["val"].ndim
     dims = argument(node, "dim")
     if rank == 4 and dims is not None and sorted(dim % rank for dim in dims) == [2, 3]:
         return None
@@ -131,8 +131,7 @@ def _zero_pad(node: fx.Node, target: Target) -> str | None:
 
 
 def _several(node: fx.Node, target: Target) -> str | None:
-    count = len(node.args[0])  # type: ignore[arg-type]
-    return None if count > 1 else "it has one input"
+    return None if len(argument(node, "tensors")) > 1 else "it has one input"
 
 
 def _relu(node: fx.Node) -> Bounds:

@@ -11,9 +11,9 @@ from torch.nn import functional
 from fxopt.data import CalibrationData
 from fxopt.errors import ModelError
 from fxopt.export.to_onnx import to_onnx
+from fxopt.fidelity import Fidelity, hold_out
 from fxopt.graph.capture import capture
 from fxopt.graph.program import Program
-from fxopt.judge import Judge, hold_out
 from fxopt.limits import Drop, Measure
 
 
@@ -53,8 +53,8 @@ def test_figures(measure: Measure, files: tuple[Path, Path, Program]) -> None:
         "agreement": float((left.argmax(1) == right.argmax(1)).double().mean()),
         "metric": -0.5,
     }
-    judge = Judge(Drop(measure, 0.5), float_file, SAMPLES, lambda net: float(net(torch.zeros(1, 3))[0][0, 0]))
-    assert judge.figure(other_file, program) == pytest.approx(expected[measure], abs=1e-6)
+    fidelity = Fidelity(Drop(measure, 0.5), float_file, SAMPLES, lambda net: float(net(torch.zeros(1, 3))[0][0, 0]))
+    assert fidelity.figure(other_file, program) == pytest.approx(expected[measure], abs=1e-6)
 
 
 def test_classes_are_needed_for_what_compares_them(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_classes_are_needed_for_what_compares_them(tmp_path: Path) -> None:
     program = capture(nn.Linear(1, 1), x, dynamic="batch")
     to_onnx(program, tmp_path / "m")
     with pytest.raises(ModelError, match="no output has classes"):
-        Judge(Drop("kl", 0.1), tmp_path / "m", [(x,)]).figure(tmp_path / "m", program)
+        Fidelity(Drop("kl", 0.1), tmp_path / "m", [(x,)]).figure(tmp_path / "m", program)
 
 
 @pytest.mark.parametrize(("batches", "held"), [(127, False), (128, True), (200, True)])

@@ -57,7 +57,7 @@ def _size(item: tuple[Tensor, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Fidelity:
     """What finds the figure of a file: `Drop` says which one, `baseline` is the float file."""
 
     drop: Drop
