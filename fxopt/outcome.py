@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fxopt.choose import AT_ONCE, SAMPLES, Candidate, choose, explain, try_candidates
+from fxopt.choose import AT_ONCE, MARGIN, SAMPLES, Candidate, choose, explain, try_candidates
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
 from fxopt.fidelity import hold_out
 from fxopt.graph.memory import release_memory
@@ -24,12 +24,21 @@ from fxopt.layers import LayerRow, Layers, few_samples
 from fxopt.limits import Budget
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import place
-from fxopt.recipes import DATA_FREE, Quantization, data_free_int8, exact_program, quantizations
+from fxopt.recipes import (
+    DATA_FREE,
+    Quantization,
+    data_free_int8,
+    dynamic_int8,
+    dynamic_nodes,
+    exact_program,
+    quantizations,
+)
 from fxopt.reference import Reference, reference_of
-from fxopt.timed_placement import WORTH_A_TRY, compute_nodes, node_times, slower_in_integers
+from fxopt.timed_placement import WORTH_A_TRY, NodeTime, compute_nodes, node_times, slower_in_integers
 from fxopt.within_budget import within_budget
 
 Source = Data | str | Path
+DYNAMIC_SAVES = 0.75  # of the float time of a linear, at best: its weights are a quarter of the bytes
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,9 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     ways = quantizations("int8", baseline, job.target, data)
     tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
     tried |= _without_losers(job, tried["static"], ways["static"], baseline, reference, inputs)
+    if "mixed" not in ways and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
+        ways["dynamic"] = dynamic_int8(baseline, job.target, data)
+        tried["dynamic"] = prove_quantized(job, "dynamic", ways["dynamic"], inputs)
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
     rows = {name: layers.rows(tried[name], exact_program(_way_of(name, ways), baseline)) for name in tried}
     items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
@@ -173,3 +185,18 @@ def _without_losers(
     if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):
         return {}
     return {"timed": prove_quantized(job, "timed", way, inputs, {**static.kept, **losers.reasons})}
+
+
+def _dynamic_may_do(
+    job: Job, static: Proved, baseline: Program, reference: Reference, inputs: tuple[Tensor, ...]
+) -> bool:
+    """Say whether dynamic ranges of the linears alone may be about as fast as all that can be in integers.
+
+    They are more exact, so that they are then the better choice: the convolutions stay float.
+    """
+    profiles = job.profile(reference.path, inputs), job.profile(static.path, inputs, job.target.session)
+    whole, integer = (sum(kernel.seconds for kernel in profile) for profile in profiles)
+    times = node_times(baseline, profiles[0], [])
+    layers = (times.get(name, NodeTime(None, None)) for name in dynamic_nodes(baseline, job.target))
+    saved = DYNAMIC_SAVES * sum(time.float_seconds or 0.0 for time in layers)
+    return saved > WORTH_A_TRY * whole and whole - saved < integer * MARGIN

@@ -166,7 +166,9 @@ class Dynamic:
 
 def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None = None) -> Dynamic:
     """Quantize linears and LSTMs, with ranges taken anew on every run, and the tables of embeddings."""
-    return Dynamic(baseline if data is None else _eased_for_dynamic(baseline, target, _few(data, baseline)), target)
+    if data is None or _linear_share(baseline) < LINEAR_SHARE:
+        return Dynamic(baseline, target)
+    return Dynamic(_eased_for_dynamic(baseline, target, _few(data, baseline)), target)
 
 
 def exact_program(way: Quantization, baseline: Program) -> Program:
@@ -222,12 +224,12 @@ def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Qu
 
 def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calibrated:
     """Quantize linears and LSTMs with ranges taken on every run, and with calibrated ranges the rest that can be."""
-    dynamic = dict.fromkeys(_dynamic_nodes(baseline, target), "its range is taken on every run")
+    dynamic = dict.fromkeys(dynamic_nodes(baseline, target), "its range is taken on every run")
     eased = _eased_for_dynamic(baseline, target, _few(data, baseline))
     return Calibrated(eased, target, data, dynamic=dynamic)
 
 
-def _dynamic_nodes(baseline: Program, target: Target) -> list[str]:
+def dynamic_nodes(baseline: Program, target: Target) -> list[str]:
     """List the layers that can have dynamic ranges, by the names they have in the float Program."""
     claimed = integer_nodes(QuantizeDynamic(target=target.name)(baseline))
     return [node.name for node in baseline.graph.nodes if node.name in claimed]
@@ -242,4 +244,4 @@ def _linear_share(baseline: Program) -> float:
 def _dynamic_share(baseline: Program, target: Target) -> float:
     """Return the share of the multiply-accumulates in layers that can have dynamic ranges."""
     counts = macs_by_node(baseline)
-    return sum(counts.get(name, 0) for name in _dynamic_nodes(baseline, target)) / max(sum(counts.values()), 1)
+    return sum(counts.get(name, 0) for name in dynamic_nodes(baseline, target)) / max(sum(counts.values()), 1)

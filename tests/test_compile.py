@@ -15,13 +15,14 @@ import fxopt
 from fxopt import passes
 from fxopt.choose import Candidate
 from fxopt.errors import ModelError, PassError, ValidationError
-from fxopt.export.measure import Measurement
+from fxopt.export.measure import KernelTime, Measurement
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.ops import quantize
 from fxopt.graph.rewrite import Edit
 from fxopt.recipes import data_free_int8, quantizations
+from fxopt.timed_placement import Losers
 
 
 class Small(nn.Module):
@@ -165,6 +166,31 @@ def test_the_race_of_int8_is_a_real_one(model: nn.Module, monkeypatch: pytest.Mo
     assert candidate.name == "static" and candidate.sqnr > 20
     assert candidate.latency.seconds > 0 and candidate.latency.rounds >= 5
     assert found.report.is_float == (candidate.speedup * 1.03 < 1)
+
+
+@pytest.mark.parametrize(("integer_seconds", "tried"), [(60e-6, True), (40e-6, False)])
+def test_dynamic_linears_alone_are_tried_where_they_may_be_about_as_fast(
+    integer_seconds: float, tried: bool, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of 100 µs in float, 60 go to the linear: dynamic ranges may save 45 of them, and 55 is within 10 % of 60."""
+    float_profile = [KernelTime("conv2d_nchwc", "Conv", 40e-6), KernelTime("linear", "Gemm", 60e-6)]
+    float_profile.append(KernelTime("Reorder", "ReorderInput", 0.0))  # the least is what recording takes
+    integer_profile = [KernelTime("conv2d_token_1", "QLinearConv", integer_seconds)]
+    known = {True: float_profile, False: integer_profile}
+    monkeypatch.setattr(JOB, "profile", lambda path, *rest, **options: known[path.parent.name == "baseline"])
+    monkeypatch.setattr("fxopt.outcome.WORTH_A_TRY", 0.4)  # no placement by such times is
+    monkeypatch.setattr("fxopt.outcome.slower_in_integers", lambda *rest: Losers({}, 0.0))
+
+    def timed(files: dict[str, Path], *rest: Any) -> list[Candidate]:
+        return [Candidate(name, Measurement(1 / 2, 1.0, 5, 1, 0.0), 20.0 + place) for place, name in enumerate(files)]
+
+    monkeypatch.setattr("fxopt.outcome.try_candidates", timed)
+    found = fxopt.compile(model, X[:1], calibration=[X], target="x86", dynamic="batch", output=tmp_path / "m.onnx")
+    assert [candidate.name for candidate in found.report.candidates] == ["static", *(["dynamic"] if tried else [])]
+    precisions = {row.name: row.precision for row in found.report.layers}
+    assert precisions["linear"] == ("int8 dynamic" if tried else "int8")
+    assert precisions["conv2d"] == ("float" if tried else "int8")
+    assert found.validation.ok
 
 
 @pytest.mark.parametrize("data", [None, [torch.randn(4, 7, 64)]], ids=["nearest", "fitted"])
