@@ -15,6 +15,7 @@ from torch import Tensor
 from fxopt.export.measure import Measurement, race
 from fxopt.export.session import Session
 from fxopt.graph.memory import return_free_memory
+from fxopt.graph.padding import real_positions, without_padding
 
 FLOAT = "float"
 NOISE = 1.03  # times of one file differ by so much from run to run
@@ -26,8 +27,9 @@ SAMPLES, AT_ONCE = 8, 2  # compared in all, and run at once: several runtimes ar
 class Candidate:
     """One way to compile the model.
 
-    - `latency`: its time in turn with the float model's. `sqnr`: of its outputs against the float model's, in dB, over
-      the first SAMPLES calibration samples, the worst output counting. `figure`: what max_drop bounds, see limits.Drop.
+    - `latency`: its time in turn with the float model's.
+    - `sqnr`: of its outputs against the float model's, in dB, over the first SAMPLES calibration samples without their
+      padding, the worst output counting. `figure`: what max_drop bounds, see limits.Drop.
     """
 
     name: str
@@ -73,9 +75,15 @@ def _outputs(sessions: list[Session], samples: Sequence[tuple[Tensor, ...]]) -> 
     sessions.reverse()
     while sessions:
         session = sessions.pop()
-        yield [session(*item) for item in samples]
+        yield [real_outputs(session, item) for item in samples]
         del session
         return_free_memory()
+
+
+def real_outputs(session: Session, item: Sequence[Tensor]) -> list[Tensor]:
+    """Run a session and return the real positions of its outputs."""
+    real = real_positions(session.inputs, item)
+    return [without_padding(value, real) for value in session(*item)]
 
 
 def worst_sqnr(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxopt.choose import AT_ONCE, worst_sqnr
+from fxopt.choose import AT_ONCE, real_outputs, worst_sqnr
 from fxopt.data import CalibrationData, calibration_inputs, split_items
 from fxopt.errors import ModelError
 from fxopt.export.session import Session
@@ -71,7 +71,7 @@ class Fidelity:
         if self.drop.measure == "metric":
             return self._metric(self.baseline, program) - self._metric(path, program)
         left, right = Session(self.baseline), Session(path)
-        pairs = ((left(*item), right(*item)) for item in self.samples)
+        pairs = ((real_outputs(left, item), real_outputs(right, item)) for item in self.samples)
         if self.drop.measure == "sqnr":
             return worst_sqnr(pairs)
         return _worst_of_classes(pairs, self.drop)

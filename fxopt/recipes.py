@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.cost import macs_by_node
-from fxopt.graph.interpret import run
 from fxopt.graph.memory import release_memory
+from fxopt.graph.padding import run_without_padding
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
@@ -196,11 +196,11 @@ def _best_observer(program: Program, quantize: Quantize, few: Sequence[Any]) -> 
     """Return the observer whose ranges err less on samples that they were not taken from."""
     half = (len(few) + 1) // 2
     seen, judged = few[:half], _tensors(few[half:] or few, program)
-    exact = [value for item in judged for value in run(program.eval(), item)]
+    exact = [value for item in judged for value in run_without_padding(program.eval(), item)]
 
     def noise(observer: Observer) -> float:
         found = replace(quantize, data=seen, observer=observer)(program).eval()
-        result = relative_noise(exact, [value for item in judged for value in run(found, item)])
+        result = relative_noise(exact, [value for item in judged for value in run_without_padding(found, item)])
         del found
         release_memory()
         return result

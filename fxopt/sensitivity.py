@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from fxopt.graph.interpret import Step, step_of
 from fxopt.graph.ops import fake_quantize
+from fxopt.graph.padding import real_positions, without_padding
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes, is_constant
 from fxopt.graph.rewrite import argument
@@ -41,7 +42,7 @@ def sensitivity(
       input and weight together, under the name of dynamic_key().
 
     Noise is the power of the error over the power of the output, one figure an output with floating values, over all
-    `items`. All values of one item are in memory at once.
+    `items` without their padding. All values of one item are in memory at once.
 
     Within `seconds` as many items are run as can be; if not even one is done, the values with the least noise of their
     own are estimated: as that noise times what was measured of the others, in the median. But for that time box the
@@ -174,7 +175,8 @@ class _Lanes:
 
     def power(self, exact: Values) -> list[float]:
         """Return the power of each output."""
-        return [float(exact[node].double().square().sum()) for node in self.outputs]
+        real = self._real(exact)
+        return [float(without_padding(exact[node], real).double().square().sum()) for node in self.outputs]
 
     def noise(self, unit: _Unit, exact: Values) -> list[float]:
         """Return the power of each output's error if this alone is quantized."""
@@ -184,10 +186,16 @@ class _Lanes:
                 changed[step.node] = changed[argument(step.node, "x")]
             else:
                 changed[step.node] = step.compute({node: changed.get(node, exact[node]) for node in step.reads})
+        real = self._real(exact)
+        errors = {node: exact[node].double() - changed[node].double() for node in self.outputs if node in changed}
         return [
-            float((exact[node].double() - changed[node].double()).square().sum()) if node in changed else 0.0
+            float(without_padding(errors[node], real).square().sum()) if node in errors else 0.0
             for node in self.outputs
         ]
+
+    def _real(self, exact: Values) -> Tensor | None:
+        nodes = self.program.placeholders
+        return real_positions([spec.name for spec in self.program.inputs], [exact[node] for node in nodes])
 
     def _behind(self, start: fx.Node) -> Iterator[Step]:
         """Yield the steps that depend on a node, in order."""

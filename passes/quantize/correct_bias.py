@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
-from fxopt.graph.interpret import run
 from fxopt.graph.memory import Trimmer, release_memory
 from fxopt.graph.ops import fake_quantize
+from fxopt.graph.padding import real_positions, run_without_padding, without_padding
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
@@ -76,7 +76,7 @@ class CorrectBias:
 def _noise_left(before: Program, after: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
     """Return the share of the outputs' noise that a correction leaves."""
     plain = _run_both_lanes(before.eval(), items, correct=False)
-    corrected = [value for item in items for value in run(after.eval(), item)]
+    corrected = [value for item in items for value in run_without_padding(after.eval(), item)]
     noise = relative_noise(plain.exact, plain.quantized)
     return relative_noise(plain.exact, corrected) / noise if noise else 1.0
 
@@ -109,6 +109,8 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
     lanes: list[Lanes] = [
         {node: (value, value) for node, value in zip(program.placeholders, item, strict=True)} for item in items
     ]
+    names = [spec.name for spec in program.inputs]
+    reals = [real_positions(names, item) for item in items]
     corrections: dict[str, Tensor] = {}
     trimmer = Trimmer()
     with torch.no_grad():
@@ -120,22 +122,26 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
             if node.op == "output":
                 break
             if correct and is_quantized_layer(node):
-                corrections[node.name] = _correct(node, lanes)
+                corrections[node.name] = _correct(node, lanes, reals)
             for values in lanes:
                 for source in dead.get(node, ()):
                     values.pop(source, None)
                 trimmer.made_one(values.get(node, (None,))[0])
-    outputs = [values[program.output_node] for values in lanes]
-    return _LanesRun([v for left, _ in outputs for v in left], [v for _, right in outputs for v in right], corrections)
+    found: tuple[list[Any], list[Any]] = ([], [])
+    for real, values in zip(reals, lanes, strict=True):
+        for side, outputs in zip(found, values[program.output_node], strict=True):
+            side += [without_padding(value, real) for value in outputs]
+    return _LanesRun(*found, corrections)
 
 
-def _correct(node: fx.Node, lanes: Sequence[Lanes]) -> Tensor:
+def _correct(node: fx.Node, lanes: Sequence[Lanes], reals: Sequence[Tensor | None]) -> Tensor:
     """Return a layer's mean error a channel over all items, and take it out of the quantized lane."""
     row = INTEGER_OPS[op_of(node)]
     assert row.channels is not None
     axis = row.channels[1]
     total, count = torch.zeros(()), 0
-    for left, right in (values[node] for values in lanes):
+    for values, real in zip(lanes, reals, strict=True):
+        left, right = (without_padding(value, real if axis == -1 else None) for value in values[node])
         others = [dim for dim in range(left.ndim) if dim != left.ndim + axis]
         total = total + (left - right).sum(others, dtype=torch.float64)
         count += left.numel() // left.shape[axis]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fxopt.graph.interpret import run
 from fxopt.graph.memory import release_memory
+from fxopt.graph.padding import run_without_padding
 from fxopt.graph.pipeline import Pass
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
@@ -22,15 +22,15 @@ def improve(program: Program, steps: Sequence[Pass], quantize: Trial, items: Seq
     """Apply those of some float-to-float passes that take noise out of the quantized outputs, one after the other.
 
     - `quantize`: makes a Program that runs in torch as the quantized one will, for a trial.
-    - `items`: the tensor inputs that the noise is measured on.
+    - `items`: the tensor inputs that the noise is measured on. Padding does not count.
 
     What was tried and left out is in the notes of the result.
     """
-    exact = [value for item in items for value in run(program.eval(), item)]
+    exact = [value for item in items for value in run_without_padding(program.eval(), item)]
 
     def noise(candidate: Program) -> float:
         quantized = quantize(candidate).eval()
-        result = relative_noise(exact, [value for item in items for value in run(quantized, item)])
+        result = relative_noise(exact, [value for item in items for value in run_without_padding(quantized, item)])
         del quantized
         release_memory()
         return result

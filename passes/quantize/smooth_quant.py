@@ -1,10 +1,12 @@
 """SmoothQuant: move the outlier channels of a linear's input into its weight, where each output has a scale of its own.
 
-    (X S^-1) (S W^T) = X W^T,    s_j = c max|X_j|^a / max|W_j|^(1 - a)
+    (X S^-1) (S W^T) = X W^T,    s_j = c max|X_j|^a / max|W_j|^(1 - a)    or    s_j = max(1, max|X_j| / t)
 
 X S^-1 costs nothing: the op that makes X (a norm, a multiplication by a constant, another layer) makes it scaled.
 (Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", eq. 3 and
-4; with the strength a searched for each group of linears, as no one value suits all of them.)
+4; with the strength a searched for each group of linears, as no one value suits all of them. The second form touches
+only the channels above a threshold t: where one channel alone stands out, as behind the gelu of a BERT, the first form
+spoils the weights of the others.)
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from fxopt.passes.cleanup.layers import (
 )
 from fxopt.passes.quantize.channel_paths import Channels, Reader, owns_tensors, readers
 from fxopt.passes.quantize.correct_bias import SAMPLES
-from fxopt.passes.quantize.smoothing import Activations, best_strength, watch
+from fxopt.passes.quantize.smoothing import Activations, best_scale, watch
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
@@ -63,11 +65,12 @@ class SmoothQuant:
     4. A value that anything else reads (a norm that a residual addition reads too), and one behind an op that bends the
        scale (gelu). With `multiply`, such inputs of linears are multiplied by a constant at run time.
     5. Linears that share a tensor with others.
-    6. Groups whose outputs get no nearer to the float ones with any strength: by a twentieth of the squared error, by
+    6. Groups whose outputs get no nearer to the float ones with any scale: by a twentieth of the squared error, by
        a quarter for a multiplication at run time.
 
-    The strength of a group is the one of 0.1, 0.2 ... 0.9 with the least squared error of the group's outputs, inputs
-    in uint8 and weights in int8 per channel. Scaling is float64, rounded once for each tensor: the Program computes
+    The scale of a group is the one, of strengths a = 0.1, 0.2 ... 1 and thresholds t = 1/8, 1/4 ... 32 times the median
+    channel, with the least squared error of the group's outputs, each row relative to its own power, inputs in uint8
+    and weights in int8 per channel. Scaling is float64, rounded once for each tensor: the Program computes
     what it did, as closely as two runs with differently ordered sums. Raises DataError for data that is empty, does not
     fit, or holds NaN or infinity.
     """
@@ -86,14 +89,14 @@ class SmoothQuant:
         sources = {reader.layer.source for group in groups for reader in group.readers}
         seen = watch(prepared, calibration_inputs(self.data, prepared), sources, self.samples)
         edit = Edit(prepared, by=self)
-        strengths = []
+        smoothed = []
         for group in groups:
             costs = group.maker.name in added
-            strengths.append(_smooth(edit, group, seen, self.dynamic, WORTH_A_MULTIPLICATION if costs else WORTH_IT))
-            if costs and not strengths[-1]:
+            smoothed.append(_smooth(edit, group, seen, self.dynamic, WORTH_A_MULTIPLICATION if costs else WORTH_IT))
+            if costs and not smoothed[-1]:
                 product = edit.copies[group.maker]
                 edit.replace(product, product.all_input_nodes[0])
-        edit.note(_describe(strengths))
+        edit.note(_describe(smoothed))
         return edit.finish()
 
 
@@ -164,19 +167,20 @@ def _with_multiplications(program: Program) -> tuple[Program, frozenset[str]]:
     return edit.finish(), frozenset(names)
 
 
-def _smooth(edit: Edit, group: Group, seen: Mapping[fx.Node, Activations], dynamic: bool, worth_it: float) -> float:
-    """Smooth a group with its best strength, which is returned; 0 leaves it as it is."""
+def _smooth(edit: Edit, group: Group, seen: Mapping[fx.Node, Activations], dynamic: bool, worth_it: float) -> bool:
+    """Smooth a group with its best scale; returns False if it is left as it is."""
     found = [(reader, seen[reader.layer.source]) for reader in group.readers if reader.layer.source in seen]
     if len(found) < len(group.readers):
-        return 0.0  # no item had an element of it
-    strength, scale = best_strength(found, dynamic, worth_it)
-    if strength:
-        _scale_maker(edit, edit.copies[group.maker], 1 / scale)
-        for reader in group.readers:
-            layer = layer_at(edit.module, edit.copies[reader.layer.node])
-            assert layer is not None
-            write(edit, layer, *scale_inputs(layer, reader.spread(scale), torch.zeros(())))
-    return strength
+        return False  # no item had an element of it
+    scale = best_scale(found, dynamic, worth_it)
+    if scale is None:
+        return False
+    _scale_maker(edit, edit.copies[group.maker], 1 / scale)
+    for reader in group.readers:
+        layer = layer_at(edit.module, edit.copies[reader.layer.node])
+        assert layer is not None
+        write(edit, layer, *scale_inputs(layer, reader.spread(scale), torch.zeros(())))
+    return True
 
 
 def _scale_maker(edit: Edit, maker: fx.Node, scale: Tensor) -> None:
@@ -202,8 +206,7 @@ def _scaled(edit: Edit, user: fx.Node, node: fx.Node, scale: Tensor) -> fx.Node:
     return replace_tensor(edit, user, node, like(old, old.detach().double() * scale))
 
 
-def _describe(strengths: Sequence[float]) -> str:
-    used = sorted(strength for strength in strengths if strength)
-    if not used:
-        return f"SmoothQuant makes none of {len(strengths)} groups of linears more exact; it is left out."
-    return f"SmoothQuant in {len(used)} of {len(strengths)} groups of linears, strengths {used[0]} to {used[-1]}."
+def _describe(smoothed: Sequence[bool]) -> str:
+    if not any(smoothed):
+        return f"SmoothQuant makes none of {len(smoothed)} groups of linears more exact; it is left out."
+    return f"SmoothQuant in {sum(smoothed)} of {len(smoothed)} groups of linears."

@@ -1,4 +1,4 @@
-"""What SmoothQuant measures: the channels of activations, and the error of quantized linears at each strength."""
+"""What SmoothQuant measures: the channels of activations, and the error of quantized linears with each scale."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from fxopt.passes.quantize.channel_paths import Reader, balance
 from fxopt.passes.quantize.scheme import SMALLEST_STEP, Scheme
 from fxopt.passes.quantize.weight_scales import symmetric_scales
 
-STRENGTHS = tuple(tenths / 10 for tenths in range(1, 10))
+STRENGTHS = tuple(tenths / 10 for tenths in range(1, 11))
+THRESHOLDS = tuple(2.0**power for power in range(-3, 6))  # times the median range of a channel
 ROWS = 256
 BLOCK = 2**22  # elements of a weight quantized at a time
 INT8 = Scheme()
 # No channel counts for less than this share of the median one: what calibration hardly saw may come at run time.
 SMALLEST_SHARE = 0.01
+# What scales all channels alike, but for so much, is none: it only moves ties of the rounding.
+EVEN = 1.01
+# No row counts for less than if its output had this share of the mean power.
+SMALLEST_ROW = 1e-3
 
 
 class Activations:
@@ -97,18 +102,22 @@ def _check_finite(node: fx.Node, value: Tensor, item: int) -> None:
         )
 
 
-def best_strength(found: Sequence[tuple[Reader, Activations]], dynamic: bool, worth_it: float) -> tuple[float, Tensor]:
-    """Return the strength with the least error of the readers' outputs, and its scale of the channels, float64.
+def best_scale(found: Sequence[tuple[Reader, Activations]], dynamic: bool, worth_it: float) -> Tensor | None:
+    """Return the scale of the channels, float64, with the least error of the readers' outputs.
 
-    The strength is 0, and the scale 1, if no strength makes the error smaller than `worth_it` of that without.
+    None if no scale makes the error smaller than `worth_it` of that without.
     """
     activations = torch.stack([reader.gather(torch.maximum(-seen.low, seen.high)) for reader, seen in found]).amax(0)
     weights = torch.stack([reader.gather(_largest(reader.layer.weight.detach())) for reader, _ in found]).amax(0)
-    scales = {strength: smoothing_scale(activations, weights, strength) for strength in STRENGTHS}
-    none = torch.ones_like(scales[STRENGTHS[0]])
-    errors = {strength: output_error(found, scale, dynamic) for strength, scale in scales.items()}
-    best = min(STRENGTHS, key=lambda strength: errors[strength])
-    return (best, scales[best]) if errors[best] < worth_it * output_error(found, none, dynamic) else (0.0, none)
+    scales = [smoothing_scale(activations, weights, strength) for strength in STRENGTHS]
+    scales += [outlier_scale(activations, threshold) for threshold in THRESHOLDS]
+    scales = [scale for scale in scales if float(scale.max() / scale.min()) > EVEN]
+    if not scales:
+        return None
+    errors = [output_error(found, scale, dynamic) for scale in scales]
+    least = min(errors)
+    worth = least < worth_it * output_error(found, torch.ones_like(scales[0]), dynamic)
+    return scales[errors.index(least)] if worth else None
 
 
 def _largest(weight: Tensor) -> Tensor:
@@ -136,17 +145,30 @@ def smoothing_scale(activations: Tensor, weights: Tensor, strength: float) -> Te
     return balance(found.pow(strength), weights.double().pow(1 - strength))
 
 
+def outlier_scale(activations: Tensor, threshold: float) -> Tensor:
+    """Return the scale, float64, that takes channels larger than a threshold down to it, and leaves the others alone.
+
+    The threshold is in units of the median of the channels that are not always zero.
+    """
+    known = activations.double()
+    median = known[known > 0].median() if bool((known > 0).any()) else torch.ones(())
+    return (known / (threshold * median)).clamp(min=1.0)
+
+
 def output_error(found: Sequence[tuple[Reader, Activations]], scale: Tensor, dynamic: bool) -> float:
-    """Return the squared error of linears with quantized inputs and weights, each relative to its output, summed."""
+    """Return the mean squared error of rows of linears with quantized inputs and weights, summed over the linears.
+
+    Each row's is relative to its own power: what follows often normalises each, and a few rows can have most of it all.
+    """
     total = 0.0
     for reader, seen in found:
         spread, rows = reader.spread(scale).float(), seen.rows()
         quantized = seen.quantized(spread, dynamic)
-        error = power = torch.zeros(())
+        error = power = torch.zeros(len(rows))
         weight = reader.layer.weight.detach()
         for part in torch.split(weight, max(1, BLOCK // max(1, weight.shape[1]))):
             exact = rows @ part.float().T
-            error = error + (quantized @ _stored(part.float() * spread).T - exact).square().sum()
-            power = power + exact.square().sum()
-        total += float(error / power.clamp(min=SMALLEST_STEP))
+            error = error + (quantized @ _stored(part.float() * spread).T - exact).square().sum(1)
+            power = power + exact.square().sum(1)
+        total += float((error / (power + SMALLEST_ROW * power.mean()).clamp(min=SMALLEST_STEP)).mean())
     return total

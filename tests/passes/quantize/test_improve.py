@@ -1,8 +1,10 @@
 """improve(): a step stays if the quantized outputs get nearer to the float ones, by a numeric oracle of our own."""
 
+import pytest
 import torch
 from torch import fx, nn
 
+from fxopt.graph.capture import capture
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
@@ -90,3 +92,25 @@ def test_a_whole_net_stays_the_same_function() -> None:
     program = program_of(Inverted(), X)
     found = improve(program, (EqualizeLayers(),), QUANTIZE, [(X,)])
     torch.testing.assert_close(found(X), program(X), rtol=1e-4, atol=1e-5)
+
+
+class Tagger(nn.Module):
+    """A value for each token; padding gets an error of its own."""
+
+    def __init__(self, error: float, padding_error: float) -> None:
+        super().__init__()
+        self.error, self.padding_error = error, padding_error
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return x + torch.where(attention_mask > 0, self.error, self.padding_error).unsqueeze(-1)
+
+
+@pytest.mark.parametrize(("errors", "kept"), [((0.1, 9.0), True), ((0.3, 0.0), False)])
+def test_padding_does_not_count(errors: tuple[float, float], kept: bool) -> None:
+    item = torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
+    exact, plain, eased, quantized = (
+        capture(Tagger(*pair), item, dynamic="batch") for pair in ((0.0, 0.0), (0.2, 0.2), (0.0, 0.0), errors)
+    )
+    trials = {id(exact): plain, id(eased): quantized}
+    found = improve(exact, (lambda program: eased,), lambda program: trials[id(program)], [item])
+    assert (found is eased) == kept
