@@ -83,7 +83,7 @@ def one_way(
     if recipe == DATA_FREE:
         way = data_free_int8(program, baseline, job.target)
     else:
-        way = next(iter(quantizations(recipe, baseline, job.target, data, choice=False).values()))
+        _, way = next(quantizations(recipe, baseline, job.target, data))
     proved = prove_quantized(job, "quantized", way, inputs)
     sample = None if data is None or recipe == DATA_FREE else few_samples(data.source, baseline)
     layers = Layers(job, baseline, reference.path, inputs if timed else None, sample)
@@ -115,14 +115,21 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     reference = reference_of(job, baseline, inputs)
     job.profile(reference.path, inputs)  # before there are integer Programs beside it
     data = CalibrationData(source, baseline, job.calibration_item)
-    ways = quantizations("int8", baseline, job.target, data)
-    tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
-    tried |= _without_losers(job, tried["static"], ways["static"], baseline, reference, inputs)
-    if "mixed" not in ways and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
-        ways["dynamic"] = dynamic_int8(baseline, job.target, data)
-        tried["dynamic"] = prove_quantized(job, "dynamic", ways["dynamic"], inputs)
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
-    rows = {name: layers.rows(tried[name], exact_program(_way_of(name, ways), baseline)) for name in tried}
+    tried: dict[str, Proved] = {}
+    rows: dict[str, tuple[LayerRow, ...]] = {}
+    for name, way in quantizations("int8", baseline, job.target, data):
+        found = {name: prove_quantized(job, name, way, inputs)}
+        if name == "static":
+            found |= _without_losers(job, found[name], way, baseline, reference, inputs)
+        tried |= found
+        rows |= {name: layers.rows(proved, exact_program(way, baseline)) for name, proved in found.items()}
+        del way  # the next one has weights of its own
+        release_memory()
+    if "mixed" not in tried and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
+        way = dynamic_int8(baseline, job.target, data)
+        tried["dynamic"] = prove_quantized(job, "dynamic", way, inputs)
+        rows["dynamic"] = layers.rows(tried["dynamic"], exact_program(way, baseline))
     items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
     return tried, rows, reference, split_items(items, baseline, AT_ONCE)
 
@@ -134,7 +141,7 @@ def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor
     float_profile = job.profile(reference.path, inputs)  # before there are integer Programs beside it
     data = CalibrationData(source, baseline, job.calibration_item)
     rest, judged = hold_out(data)
-    ways = quantizations("int8", baseline, job.target, rest)
+    ways = dict(quantizations("int8", baseline, job.target, rest))
     tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
     found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
     if found.proved is None or found.chosen is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,20 +62,20 @@ SAMPLES, AT_ONCE = 16, 4
 
 
 def quantizations(
-    recipe: str, baseline: Program, target: Target, data: Iterable[Any] | None, choice: bool = True
-) -> dict[str, Quantization]:
-    """Return the ways that a recipe has of quantizing a Program, by name, the usual one first.
+    recipe: str, baseline: Program, target: Target, data: Iterable[Any] | None
+) -> Iterator[tuple[str, Quantization]]:
+    """Yield the ways that a recipe has of quantizing a Program, with their names, the usual one first.
 
-    Without a `choice`, because nothing will be measured, it is that one alone.
+    Each is made when it is asked for: it can hold all weights once more.
     """
     if recipe in WEIGHT_BITS:
-        return {"weights": weights_only(baseline, WEIGHT_BITS[recipe], data)}
-    if recipe == "int8-dynamic" or data is None:
-        return {"dynamic": dynamic_int8(baseline, target, data)}
-    result: dict[str, Quantization] = {"static": static_int8(baseline, target, data)}
-    if recipe == "int8" and choice and _dynamic_share(baseline, target) >= DYNAMIC_SHARE:
-        result["mixed"] = mixed_int8(baseline, target, data)
-    return result
+        yield "weights", weights_only(baseline, WEIGHT_BITS[recipe], data)
+    elif recipe == "int8-dynamic" or data is None:
+        yield "dynamic", dynamic_int8(baseline, target, data)
+    else:
+        yield "static", static_int8(baseline, target, data)
+        if recipe == "int8" and _dynamic_share(baseline, target) >= DYNAMIC_SHARE:
+            yield "mixed", mixed_int8(baseline, target, data)
 
 
 def data_free_int8(captured: Program, baseline: Program, target: Target) -> Quantization:

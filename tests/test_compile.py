@@ -269,7 +269,7 @@ def test_every_way_to_quantize_suits_the_target(target: fxopt.Target) -> None:
     """The weights of each fit the target's kernels: emission refuses others."""
     baseline = fxopt.Pipeline(passes.CLEANUP)(fxopt.capture(nn.Linear(16, 8), torch.randn(4, 16)))
     for recipe in ("int8", "int8-dynamic"):
-        for quantize_baseline in quantizations(recipe, baseline, target, [torch.randn(4, 16)]).values():
+        for _, quantize_baseline in quantizations(recipe, baseline, target, [torch.randn(4, 16)]):
             to_onnx(quantize_baseline({})[1], target=target)
 
 

@@ -35,11 +35,11 @@ def test_hard_models_hold_by_default(
     program = Pipeline(tuple(CLEANUP))(program_of(model().eval(), data[0]))
     expected = program(held_out)
     plain = Quantize(data, observer="minmax")(program)
-    _, recipe = quantizations("int8-static", program, TARGETS["x86"], data)["static"]({})
+    _, recipe = dict(quantizations("int8-static", program, TARGETS["x86"], data))["static"]({})
     assert sqnr(expected, recipe(held_out)) > sqnr(expected, plain(held_out)) + gain
 
 
 def test_the_classifier_of_a_convolutional_net_is_not_smoothed() -> None:
     program = Pipeline(tuple(CLEANUP))(program_of(Inverted().eval(), images(4)))
-    way = quantizations("int8-static", program, TARGETS["x86"], [images(4)])["static"]
+    way = dict(quantizations("int8-static", program, TARGETS["x86"], [images(4)]))["static"]
     assert isinstance(way, Calibrated) and way.eased is program
