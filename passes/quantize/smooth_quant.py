@@ -68,11 +68,11 @@ class SmoothQuant:
     6. Groups whose outputs get no nearer to the float ones with any scale: by a twentieth of the squared error, by
        a quarter for a multiplication at run time.
 
-    The scale of a group is the one, of strengths a = 0.1, 0.2 ... 1 and thresholds t = 1/8, 1/4 ... 32 times the median
-    channel, with the least squared error of the group's outputs, each row relative to its own power, inputs in uint8
-    and weights in int8 per channel. Scaling is float64, rounded once for each tensor: the Program computes
-    what it did, as closely as two runs with differently ordered sums. Raises DataError for data that is empty, does not
-    fit, or holds NaN or infinity.
+    The scale of a group is the one with the least squared error of the group's outputs, each row relative to its own
+    power, inputs in uint8 and weights in int8 per channel: of strengths a = 0.2, 0.4 ... 1, and of thresholds t = 1/8,
+    1/2, 2 and 8 times the median channel. Scaling is float64, rounded once for each tensor: the Program computes what
+    it did, as closely as two runs with differently ordered sums. Raises DataError for data that is empty, does not fit,
+    or holds NaN or infinity.
     """
 
     data: Iterable[Any] = field(repr=False)
