@@ -59,15 +59,18 @@ def import_alone(name: str, **package_attributes: object) -> Any:
         del sys.modules[package]
 
 
-def sentences_archive() -> Path:
-    """Return the source archive of vaderSentiment, whose rated sentences its wheel leaves out.
+def data_folder() -> Path:
+    """Return the folder for data that no Python package holds: that named by FXOPT_BENCH_DATA, else ~/.cache/fxopt."""
+    return Path(os.environ.get("FXOPT_BENCH_DATA") or Path.home() / ".cache" / "fxopt")
 
-    It is looked for in the folder named by FXOPT_BENCH_DATA, else in ~/.cache/fxopt.
+
+def sentences_archive() -> Path:
+    """Return the source archive of vaderSentiment, whose rated sentences its wheel leaves out, from data_folder().
 
     Raises:
         MissingPackageError: it is not there; the message has the command that fetches it.
     """
-    folder = Path(os.environ.get("FXOPT_BENCH_DATA") or Path.home() / ".cache" / "fxopt")
+    folder = data_folder()
     path = folder / SENTENCES
     if not path.is_file():
         raise MissingPackageError(
