@@ -107,8 +107,11 @@ def calibrated(model: RealModel, data: Data, scheme: Scheme) -> Program:
     return Pipeline((*CLEANUP, InsertObservers(), Calibrate(data.items, scheme=scheme)))(captured)
 
 
-def score(model: RealModel, data: Data, ways: Collection[str]) -> list[dict[str, Any]]:
-    """Round a model's weights in some ways, and print and return the figures of each."""
+def score(model: RealModel, data: Data, ways: Collection[str], at_ends: Collection[int]) -> list[dict[str, Any]]:
+    """Round a model's weights in some ways, and print and return the figures of each.
+
+    `at_ends`: the bits of the weights of the first and the last layer, 4 or 8, or both after each other.
+    """
     exact, rows = model.build(), [dict[str, Any](model=model.name, way="float", sqnr=math.inf, seconds=0.0)]
     rows[0]["metric"] = model.evaluate(exact)
     print(_line(rows[0]), flush=True)
@@ -125,9 +128,10 @@ def score(model: RealModel, data: Data, ways: Collection[str]) -> list[dict[str,
 
     add("8 bits, nearest", calibrated(model, data, Scheme()), ())
     narrow = calibrated(model, data, W4A8)
-    for program, suffix in ((narrow, ""), (WidenWeights(ends(narrow))(narrow), ", ends 8 bits")):
+    programs = {4: narrow, 8: WidenWeights(ends(narrow))(narrow)}
+    for bits in at_ends:
         for way in ways:
-            add(way + suffix, program, WAYS[way](data))
+            add(way + (", ends 8 bits" if bits == 8 else ""), programs[bits], WAYS[way](data))
     return rows
 
 
@@ -143,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--ways", nargs="*", choices=tuple(WAYS), default=tuple(WAYS))
+    parser.add_argument("--at-ends", type=int, nargs="*", choices=(4, 8), default=(4, 8), help="bits, first and last")
     parser.add_argument("--samples", type=int, default=64, help="of the calibration data, to round by")
     parser.add_argument("--iterations", type=int, default=1000, help="of AdaRound, for each layer or block")
     parser.add_argument("--json", type=Path)
@@ -153,7 +158,8 @@ def main() -> int:
         if model.name not in options.models:
             continue
         try:
-            rows += score(model, Data(model.calibration(), options.samples, options.iterations), options.ways)
+            data = Data(model.calibration(), options.samples, options.iterations)
+            rows += score(model, data, options.ways, options.at_ends)
         except FxoptError as error:
             rows.append({"model": model.name, "error": str(error)})
             print(f"{model.name:<20} {error}", flush=True)
