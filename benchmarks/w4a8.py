@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from benchmarks.real_models import RealModel, real_models
+from benchmarks.real_models.efficientnet import EFFICIENTNET_VIEWS
 from benchmarks.real_models.model import Inputs, output_tensors
 from fxopt import FxoptError, capture
 from fxopt.graph.pipeline import Pass, Pipeline
@@ -33,7 +34,7 @@ from fxopt.passes.quantize.regions import has_grid, weight_of
 from fxopt.passes.quantize.weight_scales import symmetric_scales
 
 W4A8 = Scheme(weight_bits=4, clip_weights="mse")
-MODELS = ("fashion_cnn", "fashion_vit", "efficientnet_lite0")
+MODELS = ("fashion_cnn", "fashion_vit", EFFICIENTNET_VIEWS.name)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    for model in real_models():
+    for model in (*real_models(), EFFICIENTNET_VIEWS):
         if model.name not in options.models:
             continue
         try:
