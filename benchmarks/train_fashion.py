@@ -1,7 +1,7 @@
 """Train the two Fashion-MNIST models and write their weights: `python -m benchmarks.train_fashion [--model cnn]`.
 
-Takes about 24 minutes of CPU time on one thread. Seeded, yet the last bits of the weights depend on the machine and the number of threads, so that a new run may move
-the test accuracy by 0.2 points or so.
+Takes about 24 minutes of CPU time on one thread. Seeded, yet the last bits of the weights depend on the machine and the
+number of threads, so that a new run may move the test accuracy by 0.2 points or so.
 """
 
 from __future__ import annotations
