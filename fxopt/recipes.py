@@ -102,8 +102,8 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calib
     few = _few(data, baseline)
     trial = Quantize(few, target=target.name, correct_bias=False)
     # EqualizeLayers is not among them: per-channel weights leave it little to win, and trained networks lost by it.
-    steps = (SmoothQuant(few), SmoothQuant(few, multiply=True)) if _linear_share(baseline) >= LINEAR_SHARE else ()
-    eased = improve(baseline, steps, trial, _tensors(few, baseline)) if steps else baseline
+    smooth = _linear_share(baseline) >= LINEAR_SHARE
+    eased = improve(baseline, _smoothings(few), trial, _tensors(few, baseline)) if smooth else baseline
     return Calibrated(eased, target, data, _best_observer(eased, trial, few))
 
 
@@ -188,8 +188,13 @@ def _few(data: Iterable[Any], program: Program) -> list[Any]:
 
 
 def _eased_for_dynamic(baseline: Program, target: Target, few: list[Any]) -> Program:
-    steps = (SmoothQuant(few, dynamic=True), SmoothQuant(few, dynamic=True, multiply=True))
-    return improve(baseline, steps, QuantizeDynamic(target=target.name), _tensors(few, baseline))
+    return improve(
+        baseline, _smoothings(few, dynamic=True), QuantizeDynamic(target=target.name), _tensors(few, baseline)
+    )
+
+
+def _smoothings(few: list[Any], dynamic: bool = False) -> tuple[SmoothQuant, ...]:
+    return tuple(SmoothQuant(few, dynamic=dynamic, multiply=multiply, known={}) for multiply in (False, True))
 
 
 def _best_observer(program: Program, quantize: Quantize, few: Sequence[Any]) -> Observer:

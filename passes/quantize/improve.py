@@ -18,13 +18,17 @@ WORTH_IT = 0.95  # what must be left of the outputs' noise at most
 Trial = Callable[[Program], Program]
 
 
-def improve(program: Program, steps: Sequence[Pass], quantize: Trial, items: Sequence[tuple[Tensor, ...]]) -> Program:
-    """Apply those of some float-to-float passes that take noise out of the quantized outputs, one after the other.
+def improve(
+    program: Program, alternatives: Sequence[Pass], quantize: Trial, items: Sequence[tuple[Tensor, ...]]
+) -> Program:
+    """Apply the one of some float-to-float passes that takes most noise out of the quantized outputs, if one does.
 
+    - `alternatives`: the cheaper at run time come first; a later one must be worth it beside them.
     - `quantize`: makes a Program that runs in torch as the quantized one will, for a trial.
     - `items`: the tensor inputs that the noise is measured on. Padding does not count.
 
-    What was tried and left out is in the notes of the result.
+    What was tried and left out is in the notes of the result, if nothing is kept. The pass that is kept runs twice:
+    each result can hold all weights once more, and two of them are never in memory.
     """
     exact = [value for item in items for value in run_without_padding(program.eval(), item)]
 
@@ -36,18 +40,21 @@ def improve(program: Program, steps: Sequence[Pass], quantize: Trial, items: Seq
         return result
 
     least: float | None = None
+    best: Pass | None = None
     dropped = []
-    for step in steps:
+    for step in alternatives:
         candidate = step(program)
         if candidate is program:
             continue
         least = noise(program) if least is None else least
         found = noise(candidate)
+        del candidate
+        release_memory()
         if found < WORTH_IT * least:
-            program, least = candidate, found
+            best, least = step, found
         else:
             dropped.append(type(step).__name__)
-    return _noted(program, dropped)
+    return _noted(program, dropped) if best is None else best(program)
 
 
 def _noted(program: Program, dropped: Sequence[str]) -> Program:

@@ -56,6 +56,7 @@ class SmoothQuant:
       all items; rows of the first `samples` samples, at most 256 for each value, are kept for the search.
     - `dynamic`: whether the inputs will be quantized with the range of each item (QuantizeDynamic) or with one for all.
     - `multiply`: whether inputs that nothing can scale for free may cost a multiplication of each element.
+    - `known`: where the scales found are kept, to smooth the same Program again without another search.
 
     Smoothed, group by group of all the linears that read one value, also behind ops that keep channels apart (PATHS):
     1. layer_norm or rms_norm with a weight -> linears: the scale goes into the weight and bias of the norm.
@@ -79,6 +80,7 @@ class SmoothQuant:
     samples: int = SAMPLES
     dynamic: bool = False
     multiply: bool = False
+    known: dict[str, Tensor | None] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, program: Program) -> Program:
         """Return the smoothed Program, or `program` itself if it has no group to smooth."""
@@ -87,16 +89,21 @@ class SmoothQuant:
         if not groups:
             return program
         sources = {reader.layer.source for group in groups for reader in group.readers}
-        seen = watch(prepared, calibration_inputs(self.data, prepared), sources, self.samples)
+        scales = self.known if self.known is not None else {}
+        if not scales:
+            seen = watch(prepared, calibration_inputs(self.data, prepared), sources, self.samples)
+            for group in groups:
+                worth_it = WORTH_A_MULTIPLICATION if group.maker.name in added else WORTH_IT
+                scales[group.maker.name] = _best_scale(group, seen, self.dynamic, worth_it)
         edit = Edit(prepared, by=self)
-        smoothed = []
         for group in groups:
-            costs = group.maker.name in added
-            smoothed.append(_smooth(edit, group, seen, self.dynamic, WORTH_A_MULTIPLICATION if costs else WORTH_IT))
-            if costs and not smoothed[-1]:
+            scale = scales[group.maker.name]
+            if scale is not None:
+                _smooth(edit, group, scale)
+            elif group.maker.name in added:
                 product = edit.copies[group.maker]
                 edit.replace(product, product.all_input_nodes[0])
-        edit.note(_describe(smoothed))
+        edit.note(_describe([scale is not None for scale in scales.values()]))
         return edit.finish()
 
 
@@ -167,20 +174,21 @@ def _with_multiplications(program: Program) -> tuple[Program, frozenset[str]]:
     return edit.finish(), frozenset(names)
 
 
-def _smooth(edit: Edit, group: Group, seen: Mapping[fx.Node, Activations], dynamic: bool, worth_it: float) -> bool:
-    """Smooth a group with its best scale; returns False if it is left as it is."""
+def _best_scale(group: Group, seen: Mapping[fx.Node, Activations], dynamic: bool, worth_it: float) -> Tensor | None:
+    """Return the scale that a group is best smoothed with; None if it is better left as it is."""
     found = [(reader, seen[reader.layer.source]) for reader in group.readers if reader.layer.source in seen]
     if len(found) < len(group.readers):
-        return False  # no item had an element of it
-    scale = best_scale(found, dynamic, worth_it)
-    if scale is None:
-        return False
+        return None  # no item had an element of it
+    return best_scale(found, dynamic, worth_it)
+
+
+def _smooth(edit: Edit, group: Group, scale: Tensor) -> None:
+    """Divide what a group's linears read by a scale of the channels, and multiply their weights by it."""
     _scale_maker(edit, edit.copies[group.maker], 1 / scale)
     for reader in group.readers:
         layer = layer_at(edit.module, edit.copies[reader.layer.node])
         assert layer is not None
         write(edit, layer, *scale_inputs(layer, reader.spread(scale), torch.zeros(())))
-    return True
 
 
 def _scale_maker(edit: Edit, maker: fx.Node, scale: Tensor) -> None:

@@ -303,6 +303,16 @@ def test_only_the_search_is_bound_to_the_first_samples_and_data_is_read_once() -
     assert reads == list(range(6))
 
 
+@pytest.mark.parametrize("multiply", [False, True])
+def test_known_scales_need_no_data(multiply: bool) -> None:
+    program = captured(with_outliers(Encoder()), tokens())
+    known: dict[str, Tensor | None] = {}
+    first = SmoothQuant([tokens()], multiply=multiply, known=known)(program)
+    again = SmoothQuant(iter(()), multiply=multiply, known=known)(program)
+    assert str(again) == str(first) and again.notes == first.notes
+    assert all(torch.equal(value, tensors(first)[name]) for name, value in tensors(again).items())
+
+
 def test_items_of_other_shapes_and_empty_ones() -> None:
     program = capture(with_outliers(Encoder()).eval(), tokens(), dynamic={"x": {0: "batch", 1: "sequence"}})
     result = unchanged(SmoothQuant([tokens()[:0], tokens(3, length=5), tokens(1, length=2)]), program, tokens(length=7))
