@@ -46,6 +46,7 @@ def improve(
         candidate = step(program)
         if candidate is program:
             continue
+        release_memory()
         least = noise(program) if least is None else least
         found = noise(candidate)
         del candidate

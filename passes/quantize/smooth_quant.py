@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxopt.data import calibration_inputs
+from fxopt.graph.memory import return_free_memory
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, argument, constant
 from fxopt.passes.cleanup.layers import (
@@ -95,11 +96,13 @@ class SmoothQuant:
             for group in groups:
                 worth_it = WORTH_A_MULTIPLICATION if group.maker.name in added else WORTH_IT
                 scales[group.maker.name] = _best_scale(group, seen, self.dynamic, worth_it)
+                return_free_memory()  # left alone, the pieces that weights were scaled in take as much as all weights
         edit = Edit(prepared, by=self)
         for group in groups:
             scale = scales[group.maker.name]
             if scale is not None:
                 _smooth(edit, group, scale)
+                return_free_memory()
             elif group.maker.name in added:
                 product = edit.copies[group.maker]
                 edit.replace(product, product.all_input_nodes[0])
