@@ -124,7 +124,7 @@ def _transposed(edit: Edit, weight: fx.Node) -> fx.Node:
             return _node(user)
     values = edit.constant(source)
     assert values is not None
-    return edit.add_constant(f"{source.target}_transposed", values.t().contiguous(), before=source.next)
+    return edit.add_constant(f"{source.target}_transposed", values.t(), before=source.next)
 
 
 def _add_bias(edit: Edit, node: fx.Node, bias: fx.Node) -> None:
