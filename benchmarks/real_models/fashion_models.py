@@ -8,30 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxopt.demo.model import Block, conv_batch_norm
+
 CLASSES = 10
-
-
-def conv_batch_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Build a convolution without bias, padded to keep the size at stride 1, and its BatchNorm."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.first = conv_batch_norm(inputs, outputs, 3, stride)
-        self.second = conv_batch_norm(outputs, outputs, 3)
-        self.shortcut = nn.Identity() if inputs == outputs else conv_batch_norm(inputs, outputs, 1, stride)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [n, inputs, h, w] to [n, outputs, h / stride, w / stride]."""
-        residual: Tensor = self.second(self.relu(self.first(x)))
-        output: Tensor = self.relu(residual + self.shortcut(x))
-        return output
 
 
 class FashionCnn(nn.Module):
@@ -40,7 +19,7 @@ class FashionCnn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv_batch_norm(1, 32, 3, stride=2), nn.ReLU())
-        self.blocks = nn.Sequential(ResidualBlock(32, 32), ResidualBlock(32, 64, 2), ResidualBlock(64, 128, 2))
+        self.blocks = nn.Sequential(Block(32, 32, 1), Block(32, 64, 2), Block(64, 128, 2))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(128, CLASSES)
 

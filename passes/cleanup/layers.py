@@ -9,7 +9,6 @@ group there, a transposed convolution (input, output). All arithmetic is float64
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ class Kind:
     transposed: bool = False
 
 
-LAYERS: dict[Callable[..., Any], Kind] = {
+LAYERS: dict[Any, Kind] = {
     aten.linear.default: Kind(0),
     aten.conv1d.default: Kind(1),
     aten.conv1d.padding: Kind(1),
@@ -80,7 +79,7 @@ class Layer:
 
 def layer_at(module: nn.Module, node: Any) -> Layer | None:
     """Return the layer that a node calls, or None if it is none or computes its weight or bias."""
-    kind = LAYERS.get(node.target) if isinstance(node, fx.Node) else None  # type: ignore[arg-type]
+    kind = LAYERS.get(node.target) if isinstance(node, fx.Node) else None
     if kind is None or not node.args:
         return None
     weight, bias_node = constant(module, argument(node, "weight")), argument(node, "bias")
@@ -144,7 +143,7 @@ def accepts_input_shift(layer: Layer) -> bool:
 
 def explicit_padding(node: fx.Node) -> list[int] | None:
     """Return a convolution's zero padding a spatial dimension; None if it is not the same on both sides."""
-    spatial = LAYERS[node.target].spatial  # type: ignore[index]
+    spatial = LAYERS[node.target].spatial
     padding = argument(node, "padding")
     if padding == "valid":
         return [0] * spatial

@@ -52,7 +52,7 @@ def _correction(edit: Edit, node: fx.Node, moments: Mapping[str, Moments]) -> Te
     if weight is None or source is None:
         return None
     error = (fake_quantize(weight, *parameters, *fake.args[3:]) - weight).detach().double()
-    groups = argument(node, "groups") if LAYERS[node.target].spatial else 1  # type: ignore[index]
+    groups = argument(node, "groups") if LAYERS[node.target].spatial else 1
     error = error.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(3)
     mean, _ = layer_inputs(node, source, groups * weight.shape[1])
     added: Tensor = (error * mean.reshape(groups, 1, -1)).sum(2).flatten()

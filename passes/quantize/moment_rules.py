@@ -177,7 +177,7 @@ def _layer(node: fx.Node, known: Known, module: nn.Module) -> Moments | None:
 
 def layer_inputs(node: fx.Node, source: Moments, inputs: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance of each of the input channels of a layer that reads a value, `[inputs]`."""
-    place = node.meta["val"].ndim - LAYERS[node.target].spatial - 1  # type: ignore[index]
+    place = node.meta["val"].ndim - LAYERS[node.target].spatial - 1
     if source.channels is None or source.channels.dims != (place,):
         source = source.whole()
     repeat = inputs // len(source.values)
