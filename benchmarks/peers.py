@@ -12,6 +12,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,23 @@ def _run(options: argparse.Namespace) -> list[dict[str, Any]]:
     )
     results = []
     for name in options.models:
-        with tempfile.TemporaryDirectory(prefix="fxopt-peers-") as folder:
-            results.append(compare(name, settings, Path(folder)))
+        with _folder(options.keep, name) as folder:
+            results.append(compare(name, settings, folder))
         print(model_table(results[-1]), end="\n\n", flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=1))
     return results
+
+
+@contextmanager
+def _folder(kept: Path | None, name: str) -> Iterator[Path]:
+    """Give the folder of a model's files: one that stays, if there is a place for it."""
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="fxopt-peers-") as folder:
+            yield Path(folder)
+    else:
+        (kept / name).mkdir(parents=True, exist_ok=True)
+        yield kept.resolve() / name
 
 
 def _options() -> argparse.Namespace:
@@ -80,6 +93,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, a model and number of threads")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds a tool may take, a model and setting")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep all files there; a file that is there is not made again"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--read", type=Path, nargs="*", default=[], metavar="JSON", help="show results of earlier runs; run nothing"

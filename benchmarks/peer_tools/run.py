@@ -46,11 +46,15 @@ class Settings:
 
 
 def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Return a model's figures: {"model", "rows": a list with "tool" and "setting", and "error" for what failed}."""
+    """Return a model's figures: {"model", "rows": a list with "tool" and "setting", and "error" for what failed}.
+
+    What the folder holds of an earlier comparison of this model is not made again, only timed and compared.
+    """
     counts = ["--calibration", str(settings.calibration), "--held-out", str(settings.held_out)]
-    error = _python(Path(sys.executable), "prepare", [str(folder), name, *counts], settings.limit)
-    if error is not None:
-        return {"model": name, "error": error, "rows": []}
+    if not (folder / "case.json").exists():
+        error = _python(Path(sys.executable), "prepare", [str(folder), name, *counts], settings.limit)
+        if error is not None:
+            return {"model": name, "error": error, "rows": []}
     made = [
         {"tool": tool, "setting": setting, **_quantize(tool, setting, settings, folder)}
         for tool in settings.tools
@@ -67,18 +71,20 @@ def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _quantize(tool: str, setting: str, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Let a tool write its file; return what it noted, or the error."""
+    """Let a tool write its file; return what it noted, or the error, now or in an earlier run."""
     python = python_of(settings.environments, tool) if TOOLS[tool].own_environment else Path(sys.executable)
     if python is None:
         return {"error": "no environment: make it with --install FOLDER, and name it with --environments FOLDER"}
     output = folder / f"{tool}-{setting}.onnx"
-    error = _python(python, TOOLS[tool].module, [str(folder), setting, str(output)], settings.limit)
-    if error is None and not output.exists():
-        error = "it wrote no file"
-    if error is not None:
-        output.unlink(missing_ok=True)
-        return {"error": error}
-    noted: dict[str, Any] = json.loads(output.with_suffix(".json").read_text())
+    note = output.with_suffix(".json")
+    if not note.exists():
+        error = _python(python, TOOLS[tool].module, [str(folder), setting, str(output)], settings.limit)
+        if error is None and not output.exists():
+            error = "it wrote no file"
+        if error is not None:
+            output.unlink(missing_ok=True)
+            note.write_text(json.dumps({"error": error}))
+    noted: dict[str, Any] = json.loads(note.read_text())
     return noted
 
 

@@ -114,6 +114,15 @@ def test_a_tool_that_fails_is_reported(tmp_path: Path) -> None:
     assert "float.onnx" in row["error"]
 
 
+def test_a_file_or_a_failure_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    settings = Settings(["onnxruntime"], None, 1, 1, 1.0, [1], 300.0)
+    (tmp_path / "onnxruntime-minmax.onnx").touch()
+    (tmp_path / "onnxruntime-minmax.json").write_text(json.dumps({"cpu_seconds": 2.5}))
+    assert quantize_with("onnxruntime", "minmax", settings, tmp_path) == {"cpu_seconds": 2.5}
+    (tmp_path / "onnxruntime-entropy.json").write_text(json.dumps({"error": "ValueError: no"}))
+    assert quantize_with("onnxruntime", "entropy", settings, tmp_path) == {"error": "ValueError: no"}
+
+
 def test_samples_are_of_batch_one_and_in_order(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", ids=np.arange(6).reshape(3, 2), mask=np.ones((3, 1)))
     found = list(samples(tmp_path / "a.npz"))
