@@ -15,7 +15,6 @@ from fxopt.graph.memory import release_memory
 from fxopt.graph.padding import run_without_padding
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import integer_nodes
 from fxopt.passes.quantize import (
     EqualizeLayers,
     Gptq,
@@ -42,7 +41,7 @@ from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
 from fxopt.target import Target
 
-LINEAR = torch.ops.aten.linear.default
+LINEAR, LSTM = torch.ops.aten.linear.default, torch.ops.aten.lstm.input
 # Of the nodes to keep float, with reasons: why each float node stays float, and the quantized Program.
 Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
@@ -236,8 +235,8 @@ def mixed_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calibr
 
 def dynamic_nodes(baseline: Program, target: Target) -> list[str]:
     """List the layers that can have dynamic ranges, by the names they have in the float Program."""
-    claimed = integer_nodes(QuantizeDynamic(target=target.name)(baseline))
-    return [node.name for node in baseline.graph.nodes if node.name in claimed]
+    reasons = dynamic_float_reasons(baseline, target=target)
+    return [node.name for node in baseline.graph.nodes if node.target in (LINEAR, LSTM) and node.name not in reasons]
 
 
 def _linear_share(baseline: Program) -> float:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import fxopt
 from fxopt.graph.capture import capture
 from fxopt.graph.quantized import integer_nodes
-from fxopt.recipes import dynamic_int8, mixed_int8
+from fxopt.passes.quantize import QuantizeDynamic
+from fxopt.recipes import dynamic_int8, dynamic_nodes, mixed_int8
 from fxopt.target import TARGETS
 
 
@@ -26,6 +27,13 @@ class Tagger(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, (h, c) = self.layer(self.table(tokens) + self.small(tokens % 2))
         return self.head(y), h, c
+
+
+class Picked(nn.Module):
+    """The first of several values."""
+
+    def forward(self, values: tuple[Tensor, ...]) -> Tensor:
+        return values[0]
 
 
 TOKENS = torch.randint(0, 500, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -63,6 +71,14 @@ def test_the_recipe_follows_the_target() -> None:
         reasons, quantized = dynamic_int8(program, TARGETS[target])({})
         assert len(integer_nodes(quantized)) == count
         assert ("lstm" in reasons) == (target == "portable")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_layers_that_can_be_dynamic_are_those_that_become_so(target: str) -> None:
+    program = capture(nn.Sequential(Tagger(), Picked(), nn.Linear(8, 8), nn.Linear(8, 3)).eval(), TOKENS)
+    claimed = integer_nodes(QuantizeDynamic(target=target)(program))
+    expected = [node.name for node in program.graph.nodes if node.name in claimed]
+    assert dynamic_nodes(program, TARGETS[target]) == expected
 
 
 def test_static_and_dynamic_ranges_mix() -> None:

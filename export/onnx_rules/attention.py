@@ -141,10 +141,10 @@ def _attending(g: OnnxGraph, mask: fx.Node, known: Tensor | None) -> str | None:
     if known is not None:
         rows = known.any(-1, keepdim=True)
         return None if bool(rows.all()) else g.constant(rows)
-    if g.dtype(mask) is torch.bool:
-        return g.op("Cast", g.op("ReduceMax", g.op("Cast", mask, to=2), [-1], keepdims=1), to=9)
-    best = g.op("ReduceMax", mask, [-1], keepdims=1)
-    return g.op("Greater", best, g.constant(-math.inf, g.dtype(mask)))
+    is_bool = g.dtype(mask) is torch.bool
+    attends = mask if is_bool else g.op("Greater", mask, g.constant(-math.inf, g.dtype(mask)))
+    # A sum, since onnxruntime's shape inference, which its quantizer needs, loses the shape of a ReduceMax.
+    return g.op("Cast", g.op("ReduceSum", g.op("Cast", attends, to=6), [-1], keepdims=1), to=9)
 
 
 RULES: dict[Any, Rule] = {

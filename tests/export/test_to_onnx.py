@@ -6,6 +6,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from torch import Tensor, nn
 
 from fxopt.errors import TargetError, UnsupportedOpError
@@ -88,6 +89,19 @@ def test_a_whole_attention_raises_the_default_opset_where_the_target_likes_it() 
     assert to_onnx(program, target="x86").opset == 23
     assert "Attention" in {node.op_type for node in to_onnx(program, target="x86").proto.graph.node}
     assert to_onnx(program, target="portable").opset == 21
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_the_runtime_s_own_tools_can_infer_all_shapes_of_a_masked_attention(kind: torch.dtype) -> None:
+    class Attend(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x, mask) + 1
+
+    mask = torch.ones(2, 1, 5, 5).to(kind)
+    model = to_onnx(capture(Attend(), (torch.randn(2, 2, 5, 8), mask), dynamic="batch")).proto
+    inferred = SymbolicShapeInference.infer_shapes(model)
+    shapes = {value.name: value.type.tensor_type for value in inferred.graph.value_info}
+    assert all(shapes[name].HasField("shape") for node in model.graph.node[:-1] for name in node.output)
 
 
 def test_metadata_tells_version_target_and_history() -> None:
