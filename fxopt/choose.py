@@ -6,7 +6,7 @@ Not slower than float comes first, then speed, and of what is about equally fast
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,24 +60,23 @@ def try_candidates(
     samples: Sequence[tuple[Tensor, ...]],
     settings: Mapping[str, str],
 ) -> list[Candidate]:
-    """Time the files in turn with the baseline's, and compare their outputs with its outputs on the samples."""
-    sessions = [Session(baseline), *(Session(path, settings=settings) for path in files.values())]
-    _, *latencies = race(sessions, inputs, seconds=1.0 + len(files))
-    expected, *outputs = _outputs(sessions, samples)
-    return [
-        Candidate(name, latency, worst_sqnr(zip(expected, found, strict=True)))
-        for name, latency, found in zip(files, latencies, outputs, strict=True)
-    ]
+    """Time each file in turn with the baseline, and compare its outputs with the baseline's on the samples.
 
-
-def _outputs(sessions: list[Session], samples: Sequence[tuple[Tensor, ...]]) -> Iterator[list[list[Tensor]]]:
-    """Run each session on all samples, and let go of it: what it keeps for its values can be more than its weights."""
-    sessions.reverse()
-    while sessions:
-        session = sessions.pop()
-        yield [real_outputs(session, item) for item in samples]
+    Two runtimes are in memory at a time: each holds all weights beside those of the Programs.
+    """
+    reference = Session(baseline)
+    found: dict[str, tuple[Measurement, list[list[Tensor]]]] = {}
+    for name, path in files.items():
+        session = Session(path, settings=settings)
+        latency = race([reference, session], inputs)[-1]
+        found[name] = latency, [real_outputs(session, item) for item in samples]
         del session
         return_free_memory()
+    expected = [real_outputs(reference, item) for item in samples]  # last: what it keeps for its values is large
+    return [
+        Candidate(name, latency, worst_sqnr(zip(expected, outputs, strict=True)))
+        for name, (latency, outputs) in found.items()
+    ]
 
 
 def real_outputs(session: Session, item: Sequence[Tensor]) -> list[Tensor]:

@@ -6,9 +6,10 @@ all weights beside what is still in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -81,9 +82,10 @@ def one_way(
     reference = reference_of(job, baseline, inputs)
     data = None if source is None else CalibrationData(source, baseline, job.calibration_item)
     if recipe == DATA_FREE:
-        way = data_free_int8(program, baseline, job.target)
+        with job.stage("quantize"):
+            way = data_free_int8(program, baseline, job.target)
     else:
-        _, way = next(quantizations(recipe, baseline, job.target, data))
+        _, way = next(_ways(job, recipe, baseline, data))
     proved = prove_quantized(job, "quantized", way, inputs)
     sample = None if data is None or recipe == DATA_FREE else few_samples(data.source, baseline)
     layers = Layers(job, baseline, reference.path, inputs if timed else None, sample)
@@ -118,7 +120,7 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
     tried: dict[str, Proved] = {}
     rows: dict[str, tuple[LayerRow, ...]] = {}
-    for name, way in quantizations("int8", baseline, job.target, data):
+    for name, way in _ways(job, "int8", baseline, data):
         found = {name: prove_quantized(job, name, way, inputs)}
         if name == "static":
             found |= _without_losers(job, found[name], way, baseline, reference, inputs)
@@ -127,7 +129,8 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
         del way  # the next one has weights of its own
         release_memory()
     if "mixed" not in tried and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
-        way = dynamic_int8(baseline, job.target, data)
+        with job.stage("quantize"):
+            way = dynamic_int8(baseline, job.target, data)
         tried["dynamic"] = prove_quantized(job, "dynamic", way, inputs)
         rows["dynamic"] = layers.rows(tried["dynamic"], exact_program(way, baseline))
     items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
@@ -141,7 +144,7 @@ def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor
     float_profile = job.profile(reference.path, inputs)  # before there are integer Programs beside it
     data = CalibrationData(source, baseline, job.calibration_item)
     rest, judged = hold_out(data)
-    ways = dict(quantizations("int8", baseline, job.target, rest))
+    ways = dict(_ways(job, "int8", baseline, rest))
     tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
     found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
     if found.proved is None or found.chosen is None:
@@ -149,6 +152,17 @@ def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
     rows = layers.rows(found.proved, exact_program(_way_of(found.chosen.name, ways), baseline))
     return Outcome(found.proved, reference, found.candidates, found.chosen, (found.note,), rows)
+
+
+def _ways(job: Job, recipe: str, baseline: Program, data: Iterable[Any] | None) -> Iterator[tuple[str, Quantization]]:
+    """Yield the ways to quantize, see quantizations(); what is searched for each counts as quantizing."""
+    ways = quantizations(recipe, baseline, job.target, data)
+    while True:
+        with job.stage("quantize"):
+            found = next(ways, None)
+        if found is None:
+            return
+        yield found
 
 
 def _cleaned(job: Job, program: Program) -> Program:

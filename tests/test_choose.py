@@ -58,9 +58,11 @@ def test_the_error_is_that_of_the_worst_output_over_all_samples(tmp_path: Path) 
             return x * 3, x * self.factor
 
     x = torch.randn(2, 5)
-    for name, factor in (("float", 1.0), ("other", 1.05)):
+    for name, factor in (("float", 1.0), ("other", 1.05), ("near", 1.005)):
         to_onnx(capture(Scaled(factor), x, dynamic="batch"), tmp_path / name)
     samples = [(torch.randn(3, 5),), (torch.randn(1, 5),)]
-    (found,) = try_candidates({"other": tmp_path / "other"}, tmp_path / "float", (x,), samples, {})
-    assert found.sqnr == pytest.approx(26.02, abs=0.01)
+    files = {name: tmp_path / name for name in ("other", "near")}
+    found, near = try_candidates(files, tmp_path / "float", (x,), samples, {})
+    assert (found.name, near.name) == ("other", "near")
+    assert found.sqnr == pytest.approx(26.02, abs=0.01) and near.sqnr == pytest.approx(46.02, abs=0.01)
     assert found.latency.rounds >= 5 and found.latency.baseline_seconds is not None
