@@ -126,7 +126,7 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
             found |= _without_losers(job, found[name], way, baseline, reference, inputs)
         tried |= found
         rows |= {name: layers.rows(proved, exact_program(way, baseline)) for name, proved in found.items()}
-        del way  # the next one has weights of its own
+        del way
         release_memory()
     if "mixed" not in tried and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
         with job.stage("quantize"):
@@ -163,6 +163,7 @@ def _ways(job: Job, recipe: str, baseline: Program, data: Iterable[Any] | None) 
         if found is None:
             return
         yield found
+        del found  # the next one has weights of its own
 
 
 def _cleaned(job: Job, program: Program) -> Program:

@@ -54,8 +54,6 @@ DYNAMIC_SHARE = 0.3
 # Smoothing is worth its trials where linears do at least this share: the classifier of a convolutional net gained
 # nothing by it, and can be most of the weights.
 LINEAR_SHARE = 0.05
-# Clipping outliers helps most convolutional nets, and harms where outliers carry the meaning, as in transformers.
-CANDIDATE_OBSERVERS: tuple[Observer, ...] = ("mse", "minmax")
 # What is tried before the ranges are taken is tried on so many samples, few at once: that memory comes on top.
 SAMPLES, AT_ONCE = 16, 4
 
@@ -202,14 +200,17 @@ def _best_observer(program: Program, quantize: Quantize, few: Sequence[Any]) -> 
     seen, judged = few[:half], _tensors(few[half:] or few, program)
     exact = [value for item in judged for value in run_without_padding(program.eval(), item)]
 
-    def noise(observer: Observer) -> float:
-        found = replace(quantize, data=seen, observer=observer)(program).eval()
+    def noise(observer: Observer, known: KnownRanges) -> float:
+        found = replace(quantize, data=seen, observer=observer, known=known)(program).eval()
         result = relative_noise(exact, [value for item in judged for value in run_without_padding(found, item)])
         del found
         release_memory()
         return result
 
-    return min(CANDIDATE_OBSERVERS, key=noise)
+    # Clipping outliers helps most convolutional nets, and harms where outliers carry the meaning, as in transformers.
+    known = KnownRanges()
+    clipped = noise("mse", known)
+    return "mse" if clipped <= noise("minmax", known.whole()) else "minmax"
 
 
 def _tensors(items: Iterable[Any], program: Program) -> list[tuple[Tensor, ...]]:

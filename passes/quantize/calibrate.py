@@ -38,6 +38,15 @@ class KnownRanges:
     ranges: dict[frozenset[str], Range] = field(default_factory=dict)
     extents: dict[str, Range] = field(default_factory=dict)
 
+    def whole(self) -> KnownRanges:
+        """Return what the observer "minmax" finds on the same data."""
+        ends = {names: [self.extents.get(name, (0.0, 0.0)) for name in names] for names in self.ranges}
+        ranges = {
+            names: (min(0.0, *(low for low, _ in pairs)), max(0.0, *(high for _, high in pairs)))
+            for names, pairs in ends.items()
+        }
+        return KnownRanges(ranges, self.extents)
+
 
 @dataclass(frozen=True)
 class Calibrate:

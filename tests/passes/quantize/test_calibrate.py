@@ -15,6 +15,7 @@ from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.rewrite import constant
 from fxopt.graph.verify import verify
 from fxopt.passes.quantize import FIXED_POINT, Calibrate, Convert, InsertObservers, Quantize, Scheme
+from fxopt.passes.quantize.calibrate import KnownRanges
 from fxopt.passes.quantize.observers import Observer
 from tests.passes.quantize.nets import Gated, Residual, images, program_of
 from tests.passes.quantize.test_observers import NAMES
@@ -185,3 +186,16 @@ def test_fewer_bits_use_fewer_integers(program: Program, bits: int) -> None:
         for node in quantized.graph.find_nodes(op="call_function", target=torch.ops.fxopt.quantize.default)
     }
     assert limits == {(0, 2**bits - 1)}
+
+
+@pytest.mark.parametrize("net", [Residual, Gated])
+def test_whole_ranges_of_known_data_need_no_data(net: type[nn.Module]) -> None:
+    data = [images(count) for count in (2, 1, 3)]
+    program = program_of(net(), images())
+    known = KnownRanges()
+    Quantize(data, known=known)(program)
+    again = Quantize(iter(()), observer="minmax", known=known.whole())(program)
+    expected = tensors(Quantize(data, observer="minmax")(program))
+    assert {name: value.tolist() for name, value in tensors(again).items()} == {
+        name: value.tolist() for name, value in expected.items()
+    }
