@@ -9,6 +9,7 @@ from fxopt.passes.cleanup import (
     FoldBatchNorm,
     FoldConstants,
     FoldPad,
+    MatmulToLinear,
     MergeLinear,
 )
 from fxopt.passes.quantize import (
@@ -18,6 +19,7 @@ from fxopt.passes.quantize import (
     Convert,
     CorrectBias,
     CorrectBiasByMoments,
+    EqualizeLayers,
     Gptq,
     InsertObservers,
     Quantize,
@@ -27,6 +29,7 @@ from fxopt.passes.quantize import (
     QuantizeWeights,
     RoundGptq,
     Scheme,
+    SmoothQuant,
     StoreInt8,
 )
 
@@ -41,12 +44,14 @@ __all__ = [
     "DropInferenceNoOps",
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
+    "EqualizeLayers",
     "FoldAffine",
     "FoldBatchNorm",
     "FoldConstants",
     "FoldPad",
     "Gptq",
     "InsertObservers",
+    "MatmulToLinear",
     "MergeLinear",
     "Quantize",
     "QuantizeDataFree",
@@ -55,5 +60,6 @@ __all__ = [
     "QuantizeWeights",
     "RoundGptq",
     "Scheme",
+    "SmoothQuant",
     "StoreInt8",
 ]

@@ -79,6 +79,26 @@ class _Scale(nn.Module):
         return (x * self.gamma, x + self.beta, 1.5 - x, x / 2, x * self.gamma + self.beta)[self.choice % 5]
 
 
+class _Product(nn.Module):
+    """A product with a matrix over the channels, in one of several spellings."""
+
+    def __init__(self, channels: int, choice: int) -> None:
+        super().__init__()
+        self.choice = choice
+        self.matrix = nn.Parameter(torch.randn(channels, channels) / channels**0.5)
+        self.bias = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        product = (
+            lambda: rows @ self.matrix,
+            lambda: rows @ self.matrix.t() + self.bias,
+            lambda: torch.addmm(self.bias, rows.flatten(0, 1), self.matrix).view(rows.shape),
+            lambda: (rows @ self.matrix) @ self.matrix.transpose(0, 1),
+        )[self.choice % 4]()
+        return product.transpose(1, 2).reshape(x.shape)
+
+
 class _Function(nn.Module):
     """A block without weights."""
 
@@ -128,6 +148,8 @@ def _block(kind: str, spatial: int, channels: int, choice: int) -> tuple[nn.Modu
         return _conv(spatial, channels, choice)
     if kind == "conv_transpose":
         return _transposed(spatial, channels, choice)
+    if kind == "product":
+        return _Product(channels, choice), channels
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "act": (torch.relu, torch.sigmoid, functional.gelu)[choice % 3],
         "shuffle": lambda x: _shuffle(x, choice),
@@ -143,7 +165,7 @@ def _block(kind: str, spatial: int, channels: int, choice: int) -> tuple[nn.Modu
 
 KINDS = (
     *("conv", "conv", "conv_transpose", "norm", "norm", "scale"),
-    *("act", "shuffle", "no_op", "constant", "pad", "twice"),
+    *("act", "shuffle", "no_op", "constant", "pad", "twice", "product"),
 )
 
 
