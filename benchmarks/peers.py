@@ -59,6 +59,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, Any]]:
         seconds=options.seconds,
         threads=options.threads,
         limit=options.limit,
+        matches=options.matches,
     )
     results = []
     for name in options.models:
@@ -93,6 +94,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, a model and number of threads")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds a tool may take, a model and setting")
+    parser.add_argument(
+        "--matches", type=int, default=2, help="how often we may answer a point of a peer with compile(max_latency=...)"
+    )
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep all files there; a file that is there is not made again"
     )

@@ -127,7 +127,6 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
         tried |= found
         rows |= {name: layers.rows(proved, exact_program(way, baseline)) for name, proved in found.items()}
         del way
-        release_memory()
     if "mixed" not in tried and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
         with job.stage("quantize"):
             way = dynamic_int8(baseline, job.target, data)
@@ -164,6 +163,7 @@ def _ways(job: Job, recipe: str, baseline: Program, data: Iterable[Any] | None) 
             return
         yield found
         del found  # the next one has weights of its own
+        release_memory()
 
 
 def _cleaned(job: Job, program: Program) -> Program:

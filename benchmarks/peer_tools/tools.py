@@ -25,6 +25,7 @@ class Tool:
 
 
 OURS = "fxopt"
+LATENCY = "latency-"  # starts settings of ours that are a bound: the share of the float model's latency
 TOOLS: Mapping[str, Tool] = {
     OURS: Tool("fxopt_tool", ("int8", "int8-static", "int8-dynamic"), own_environment=False),
     "onnxruntime": Tool(

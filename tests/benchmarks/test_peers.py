@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.peer_tools import environments
+from benchmarks.peer_tools import environments, run
 from benchmarks.peer_tools.job import samples
 from benchmarks.peer_tools.run import Settings, reason
 from benchmarks.peer_tools.run import _quantize as quantize_with
@@ -121,6 +121,25 @@ def test_a_file_or_a_failure_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
     assert quantize_with("onnxruntime", "minmax", settings, tmp_path) == {"cpu_seconds": 2.5}
     (tmp_path / "onnxruntime-entropy.json").write_text(json.dumps({"error": "ValueError: no"}))
     assert quantize_with("onnxruntime", "entropy", settings, tmp_path) == {"error": "ValueError: no"}
+
+
+def test_a_point_that_nothing_dominates_is_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The peer at 2.5 is answered by one as fast; what is left is answered once more, and then no answer is new."""
+    (tmp_path / "case.json").touch()
+    asked: list[tuple[str, str]] = []
+
+    def measure(name: str, wanted: list[tuple[str, str]], *rest: Any) -> dict[str, Any]:
+        asked[:] = wanted
+        ours = [row(tool, setting, 2.0, 30.0 + len(wanted)) for tool, setting in wanted if tool == "fxopt"]
+        return {"model": name, "rows": [FLOAT, *ours, row("quark", "u8s8", 2.5, 20.0)]}
+
+    monkeypatch.setattr(run, "_measure", measure)
+    settings = Settings(["fxopt", "quark"], None, 1, 1, 1.0, [1], 300.0, matches=3)
+    run.compare("resnet18", settings, tmp_path)
+    assert asked == [
+        *(("fxopt", s) for s in ("int8", "int8-static", "int8-dynamic", "latency-0.400")),
+        ("quark", "u8s8"),
+    ]
 
 
 def test_samples_are_of_batch_one_and_in_order(tmp_path: Path) -> None:

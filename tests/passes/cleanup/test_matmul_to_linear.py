@@ -83,7 +83,7 @@ def test_case_3_a_tied_matrix_stays_tied(transpose: Callable[[Tensor], Tensor]) 
     ids=["computed", "several matrices", "on the left", "integers", "a vector"],
 )
 def test_case_4_other_products(function: Function) -> None:
-    members = {"w": matrix(), "batch": torch.randn(1, 4, 6), "integers": torch.ones(4, 6, dtype=torch.int64)}
+    members: dict[str, Any] = {"w": matrix(), "batch": torch.randn(1, 4, 6), "integers": torch.ones(4, 6, dtype=torch.int64)}
     refuses(turn, program_of(function, image(), **members))
 
 
@@ -108,7 +108,7 @@ def test_a_product_and_a_sum_become_one_layer() -> None:
 
 
 def test_golden_matmul_to_linear(golden: Golden) -> None:
-    def net(m: Any, x: Tensor) -> Tensor:
+    def net(m: Any, x: Tensor) -> Any:
         rows = torch.addmm(m.bias, x.flatten(0, 1), m.first)
         return (rows @ m.second.t()).view(x.shape)
 
