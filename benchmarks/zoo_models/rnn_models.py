@@ -13,8 +13,8 @@ from benchmarks.zoo_models.model import Inputs, ZooModel
 from benchmarks.zoo_models.preparation import calibrate_batch_norm, seeded
 
 FEATURES = 12
-WIDTH = 32
-VOCABULARY = 50
+WIDTH = 96  # from which on integers gain in an LSTM
+VOCABULARY = 500
 CLASSES = 10
 TIMES = (9, 14)  # of the example inputs, and of the other inputs
 
