@@ -8,8 +8,8 @@ from fxopt.passes.cleanup.fold_affine import FoldAffine
 from fxopt.passes.cleanup.fold_batch_norm import FoldBatchNorm
 from fxopt.passes.cleanup.fold_constants import FoldConstants
 from fxopt.passes.cleanup.fold_pad import FoldPad
-from fxopt.passes.cleanup.matmul_to_linear import MatmulToLinear
 from fxopt.passes.cleanup.merge_linear import MergeLinear
+from fxopt.passes.cleanup.recognize_linear import RecognizeLinear
 
 __all__ = [
     "CLEANUP",
@@ -20,14 +20,14 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldPad",
-    "MatmulToLinear",
     "MergeLinear",
+    "RecognizeLinear",
 ]
 
 CLEANUP: tuple[Pass, ...] = (
     EliminateDeadCode(),
     DropInferenceNoOps(),  # brings layers next to their batch norm, pad or scale
-    MatmulToLinear(),  # before constants are folded: a transposed weight would be copied
+    RecognizeLinear(),  # before constants are folded: a transposed weight would be copied
     FoldConstants(),  # makes computed weights and scales into tensors, which the folds below can read
     EliminateCommonSubexpressions(),
     FoldAffine(),  # before batch norm: conv -> scale -> bn and conv -> bn -> scale both end as one conv

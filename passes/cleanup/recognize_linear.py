@@ -29,7 +29,7 @@ LAST_TWO = ({0, 1}, {-1, -2})
 
 
 @dataclass(frozen=True)
-class MatmulToLinear:
+class RecognizeLinear:
     """Turn products with a matrix of the module into linear layers. The outputs are the same.
 
     Turned:

@@ -1,4 +1,4 @@
-"""MatmulToLinear, case by case as its docstring numbers them."""
+"""RecognizeLinear, case by case as its docstring numbers them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
-from fxopt.passes import CLEANUP, MatmulToLinear
+from fxopt.passes import CLEANUP, RecognizeLinear
 from tests.conftest import Golden
 from tests.passes.cleanup.checks import check, ops, program_of, refuses, tensors
 
-turn = MatmulToLinear()
+turn = RecognizeLinear()
 Function = Callable[[Any, Tensor], Any]
 
 
@@ -83,7 +83,11 @@ def test_case_3_a_tied_matrix_stays_tied(transpose: Callable[[Tensor], Tensor]) 
     ids=["computed", "several matrices", "on the left", "integers", "a vector"],
 )
 def test_case_4_other_products(function: Function) -> None:
-    members: dict[str, Any] = {"w": matrix(), "batch": torch.randn(1, 4, 6), "integers": torch.ones(4, 6, dtype=torch.int64)}
+    members: dict[str, Any] = {
+        "w": matrix(),
+        "batch": torch.randn(1, 4, 6),
+        "integers": torch.ones(4, 6, dtype=torch.int64),
+    }
     refuses(turn, program_of(function, image(), **members))
 
 
@@ -107,7 +111,7 @@ def test_a_product_and_a_sum_become_one_layer() -> None:
     assert ops(Pipeline(CLEANUP)(program)) == ["linear"]
 
 
-def test_golden_matmul_to_linear(golden: Golden) -> None:
+def test_golden_recognize_linear(golden: Golden) -> None:
     def net(m: Any, x: Tensor) -> Any:
         rows = torch.addmm(m.bias, x.flatten(0, 1), m.first)
         return (rows @ m.second.t()).view(x.shape)
