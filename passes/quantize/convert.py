@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import PassError, where
+from fxopt.graph.memory import Trimmer
 from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import INTEGER_KINDS, WEIGHTED_KINDS, is_constant, is_dequantized, is_dequantized_weight
@@ -56,8 +57,10 @@ class Convert:
                     "calibrated Program instead of converting it."
                 )
         zero_points: dict[fx.Node, fx.Node] = {}
+        trimmer = Trimmer()  # left alone, the pieces that weights were rounded in take more than the weights
         for node in edit.calls(fake_quantize):
             if is_constant(node.args[0]):
+                trimmer.made_one(node.meta["val"])
                 _convert_weight(edit, node, target)
             else:
                 _absorb_clip(edit, node)

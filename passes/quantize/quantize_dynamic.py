@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxopt.graph.memory import Trimmer
 from fxopt.graph.ops import dequantize, dynamic_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
-from fxopt.graph.rewrite import GETITEM, Edit
+from fxopt.graph.rewrite import GETITEM, Edit, argument
 from fxopt.passes.quantize.insert import describe_float
 from fxopt.passes.quantize.placement import check_names, reasons_of
 from fxopt.passes.quantize.quantize_recurrent import LSTM, RECURRENT, quantize_lstm, recurrent_problem
@@ -53,6 +54,7 @@ class QuantizeDynamic:
         values: dict[fx.Node, fx.Node] = {}
         weights: dict[fx.Node, fx.Node] = {}
         layers: dict[tuple[str, ...], fx.Node] = {}
+        trimmer = Trimmer()  # left alone, the pieces that weights were rounded in take more than the weights
         for node in edit.calls(LINEAR, LSTM):
             if node.name in reasons:
                 continue
@@ -60,6 +62,7 @@ class QuantizeDynamic:
                 quantize_lstm(edit, node, layers, weight_max)
             else:
                 _quantize_linear(edit, node, values, weights, weight_max)
+                trimmer.made_one(argument(node, "weight").meta.get("val"))
         for note in describe_float(reasons):
             edit.note(note)
         return edit.finish()
