@@ -158,7 +158,8 @@ def _raw(weight: Weight) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if isinstance(weight, Packed):
         return _raw(weight.data)
     if isinstance(weight, Tensor):
-        flat = weight.detach().cpu().contiguous().reshape(-1)
+        whole = weight.detach().cpu().contiguous()
+        flat = whole.as_strided((whole.numel(),), (1,))  # of one element, the stride may be anything
         return flat.view(torch.uint8).numpy() if flat.numel() else NOTHING
     return np.ascontiguousarray(weight).reshape(-1).view(np.uint8) if weight.size else NOTHING
 

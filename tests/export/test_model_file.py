@@ -35,6 +35,20 @@ def test_weights_share_memory_with_the_program(program: Program) -> None:
     assert isinstance(stored, torch.Tensor) and stored.data_ptr() == parameter.data_ptr()
 
 
+def test_a_weight_of_one_element_and_no_stride_is_written(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([2.5, 1.0])[:1].expand(1).as_strided((1,), (0,)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale
+
+    x = torch.randn(3, 4)
+    to_onnx(capture(Scaled(), x), tmp_path / "m.onnx")
+    torch.testing.assert_close(Session(tmp_path / "m.onnx")(x)[0], x * 2.5)
+
+
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**31, 2**40 + 5])
 def test_varint_is_what_protobuf_writes(value: int) -> None:
     tensor = onnx.TensorProto(dims=[value])  # field 1, packed or not, ends with the varint of the value

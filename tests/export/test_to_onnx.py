@@ -91,6 +91,29 @@ def test_a_whole_attention_raises_the_default_opset_where_the_target_likes_it() 
     assert to_onnx(program, target="portable").opset == 21
 
 
+def test_a_residual_before_a_layer_norm_stays_apart_from_it(tmp_path: Path) -> None:
+    """What onnxruntime would make of the two is slower than both."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer, norm in zip(self.layers, self.norms, strict=True):
+                x = norm(x + layer(x))
+            return x
+
+    x = torch.randn(2, 5, 16)
+    program = capture(Block(), x, dynamic="batch")
+    to_onnx(program, tmp_path / "m.onnx")
+    Session(tmp_path / "m.onnx", optimized=tmp_path / "optimized.onnx")
+    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kernels.count("LayerNormalization") == 2 and "SkipLayerNormalization" not in kernels
+    torch.testing.assert_close(Session(tmp_path / "m.onnx")(x)[0], program(x).detach(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
 def test_the_runtime_s_own_tools_can_infer_all_shapes_of_a_masked_attention(kind: torch.dtype) -> None:
     class Attend(nn.Module):
