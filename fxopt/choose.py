@@ -62,21 +62,22 @@ def try_candidates(
 ) -> list[Candidate]:
     """Time each file in turn with the baseline, and compare its outputs with the baseline's on the samples.
 
-    Two runtimes are in memory at a time: each holds all weights beside those of the Programs.
+    Two runtimes are in memory at a time, each with all weights, beside those of the Programs.
     """
-    reference = Session(baseline)
-    found: dict[str, tuple[Measurement, list[list[Tensor]]]] = {}
+    expected: list[list[Tensor]] = []
+    found = []
     for name, path in files.items():
         session = Session(path, settings=settings)
+        reference = Session(baseline)  # last: the other one takes several times its weights to load
         latency = race([reference, session], inputs)[-1]
-        found[name] = latency, [real_outputs(session, item) for item in samples]
+        expected = expected or [real_outputs(reference, item) for item in samples]
+        del reference
+        return_free_memory()
+        outputs = [real_outputs(session, item) for item in samples]
         del session
         return_free_memory()
-    expected = [real_outputs(reference, item) for item in samples]  # last: what it keeps for its values is large
-    return [
-        Candidate(name, latency, worst_sqnr(zip(expected, outputs, strict=True)))
-        for name, (latency, outputs) in found.items()
-    ]
+        found.append(Candidate(name, latency, worst_sqnr(zip(expected, outputs, strict=True))))
+    return found
 
 
 def real_outputs(session: Session, item: Sequence[Tensor]) -> list[Tensor]:

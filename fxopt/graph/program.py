@@ -22,7 +22,7 @@ from fxopt.errors import DataError
 aten = torch.ops.aten
 
 # The position of the training argument of each op whose behaviour differs between training and inference.
-TRAINING_ARGUMENT: dict[Callable[..., Any], int] = {
+TRAINING_ARGUMENT: dict[Any, int] = {
     aten.batch_norm.default: 5,
     aten.instance_norm.default: 5,
     aten.dropout.default: 2,
@@ -217,13 +217,18 @@ def _mismatch(spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> str | 
 def _set_training(program: Program, training: bool) -> Program:
     from fxopt.graph.rewrite import Edit
 
+    if not any(_is_in_other_mode(node, training) for node in program.graph.nodes):
+        return program
     edit = Edit(program, by=None)
     for node in edit.graph.nodes:
-        position = TRAINING_ARGUMENT.get(node.target)
-        if position is None or (node.target is aten.batch_norm.default and node.args[3] is None):
-            continue  # a batch norm without running statistics uses the batch's own in both modes
-        args = list(node.args)
-        if args[position] != training:
-            args[position] = training
-            node.args = tuple(args)
+        if _is_in_other_mode(node, training):
+            node.update_arg(TRAINING_ARGUMENT[node.target], training)
     return edit.finish()
+
+
+def _is_in_other_mode(node: fx.Node, training: bool) -> bool:
+    """Say whether a node runs in training mode, or not, though it should do the opposite."""
+    position = TRAINING_ARGUMENT.get(node.target)
+    if position is None or (node.target is aten.batch_norm.default and node.args[3] is None):
+        return False  # a batch norm without running statistics uses the batch's own in both modes
+    return bool(node.args[position] != training)

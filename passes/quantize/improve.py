@@ -32,8 +32,14 @@ def improve(
     """
     exact = [value for item in items for value in run_without_padding(program.eval(), item)]
 
-    def noise(candidate: Program) -> float:
+    def noise(step: Pass | None) -> float | None:
+        candidate = step(program) if step is not None else program
+        if step is not None and candidate is program:
+            return None
+        release_memory()
         quantized = quantize(candidate).eval()
+        del candidate  # it may hold all weights once more
+        release_memory()
         result = relative_noise(exact, [value for item in items for value in run_without_padding(quantized, item)])
         del quantized
         release_memory()
@@ -43,14 +49,11 @@ def improve(
     best: Pass | None = None
     dropped = []
     for step in alternatives:
-        candidate = step(program)
-        if candidate is program:
+        found = noise(step)
+        if found is None:
             continue
-        release_memory()
-        least = noise(program) if least is None else least
-        found = noise(candidate)
-        del candidate
-        release_memory()
+        least = noise(None) if least is None else least
+        assert least is not None
         if found < WORTH_IT * least:
             best, least = step, found
         else:
