@@ -310,8 +310,8 @@ def _output_argument(value: Any) -> Any:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Copy a tensor that shows a part of a larger storage: torch.export.save writes the whole storage."""
-    if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
+    """Copy a tensor that shows a part of a larger storage, or a transposed one: torch.export.save writes it whole."""
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
         return tensor
     copy = tensor.detach().contiguous().clone()
     return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy

@@ -154,6 +154,14 @@ def test_a_view_of_a_large_tensor_is_saved_alone(tmp_path: Path) -> None:
     assert (tmp_path / "program.pt2").stat().st_size < large.nbytes * 2
 
 
+@pytest.mark.filterwarnings("error:No complete tensor")
+def test_a_transposed_weight_is_saved_in_order(tmp_path: Path) -> None:
+    program = capture(nn.Linear(4, 6), torch.randn(2, 4))
+    edit = Edit(program, by=None)
+    edit.module.weight = nn.Parameter(torch.randn(4, 6).t())
+    round_trip(edit.finish(), tmp_path, torch.randn(2, 4))
+
+
 class Holder:
     """A result class that pytree knows, but that has no name in a file."""
 
