@@ -25,7 +25,7 @@ UNINITIALISED = {
 
 def is_training(node: fx.Node) -> bool:
     """Say whether a call behaves as in training: it draws random numbers or updates running statistics."""
-    position = TRAINING_ARGUMENT.get(node.target)  # type: ignore[arg-type]
+    position = TRAINING_ARGUMENT.get(node.target)
     if position is None:
         return False
     name = node.target._schema.arguments[position].name  # type: ignore[union-attr]
