@@ -7,7 +7,7 @@ all weights beside what is still in memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fxopt.choose import AT_ONCE, MARGIN, SAMPLES, Candidate, choose, explain, try_candidates
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
+from fxopt.errors import ValidationError
 from fxopt.fidelity import hold_out
 from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
@@ -94,46 +95,75 @@ def one_way(
 
 def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> Outcome:
     """Compile to int8 in every way there is, and keep what is best when timed; that may be the float model."""
-    tried, rows, reference, samples = _try_all(job, program, source, inputs)
+    tried = _try_all(job, program, source, inputs)
     release_memory()
     with job.stage("measure"):
-        files = {name: proved.path for name, proved in tried.items()}
-        candidates = tuple(try_candidates(files, reference.path, inputs, samples, job.target.session))
+        files = {name: proved.path for name, proved in tried.proved.items()}
+        candidates = tuple(try_candidates(files, tried.reference.path, inputs, tried.samples, job.target.session))
     best = choose(candidates)
-    notes = tuple(explain(candidates, best))
+    notes = (*explain(candidates, best), *tried.notes)
     if best is not None:
-        return Outcome(tried[best.name], reference, candidates, best, notes, rows[best.name])
-    reasons = dict.fromkeys(integer_nodes(next(iter(tried.values())).program), "the model is not faster in integers")
-    tried.clear()
+        return Outcome(tried.proved[best.name], tried.reference, candidates, best, notes, tried.rows[best.name])
+    integer = {name for proved in tried.proved.values() for name in integer_nodes(proved.program)}
+    tried.proved.clear()
+    reasons = dict.fromkeys(integer, "the model is not faster in integers")
     return _float(job, _cleaned(job, program), inputs, candidates, notes, reasons)
 
 
-Tried = tuple[dict[str, Proved], dict[str, tuple[LayerRow, ...]], Reference, list[tuple[Tensor, ...]]]
+@dataclass
+class _Tried:
+    """The proved candidates and their layers, by name, the float model, and the samples to compare them on.
+
+    `notes` tell which ones are not proved: others may be, and one failure does not end the compilation.
+    """
+
+    reference: Reference
+    samples: list[tuple[Tensor, ...]]
+    proved: dict[str, Proved] = field(default_factory=dict)
+    rows: dict[str, tuple[LayerRow, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        job: Job,
+        layers: Layers,
+        name: str,
+        way: Quantization,
+        inputs: tuple[Tensor, ...],
+        kept: Mapping[str, str] | None = None,
+    ) -> Proved | None:
+        """Prove a candidate; None, with a note, if that fails."""
+        try:
+            proved = prove_quantized(job, name, way, inputs, kept)
+        except ValidationError as error:
+            self.notes.append(f"{name} is out: {' '.join(str(error).split())}")
+            return None
+        self.proved[name] = proved
+        self.rows[name] = layers.rows(proved, exact_program(way, layers.baseline))
+        return proved
 
 
-def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> Tried:
-    """Return every candidate, its layers, the float model, and the samples to compare them on."""
+def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> _Tried:
+    """Prove every candidate."""
     baseline = _cleaned(job, program)
     reference = reference_of(job, baseline, inputs)
     job.profile(reference.path, inputs)  # before there are integer Programs beside it
     data = CalibrationData(source, baseline, job.calibration_item)
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
-    tried: dict[str, Proved] = {}
-    rows: dict[str, tuple[LayerRow, ...]] = {}
-    for name, way in _ways(job, "int8", baseline, data):
-        found = {name: prove_quantized(job, name, way, inputs)}
-        if name == "static":
-            found |= _without_losers(job, found[name], way, baseline, reference, inputs)
-        tried |= found
-        rows |= {name: layers.rows(proved, exact_program(way, baseline)) for name, proved in found.items()}
-        del way
-    if "mixed" not in tried and _dynamic_may_do(job, tried["static"], baseline, reference, inputs):
-        with job.stage("quantize"):
-            way = dynamic_int8(baseline, job.target, data)
-        tried["dynamic"] = prove_quantized(job, "dynamic", way, inputs)
-        rows["dynamic"] = layers.rows(tried["dynamic"], exact_program(way, baseline))
     items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
-    return tried, rows, reference, split_items(items, baseline, AT_ONCE)
+    tried = _Tried(reference, split_items(items, baseline, AT_ONCE))
+    for name, way in _ways(job, "int8", baseline, data):
+        proved = tried.add(job, layers, name, way, inputs)
+        if name == "static" and proved is not None:
+            losers = _losers(job, proved, baseline, reference, inputs)
+            if losers:
+                tried.add(job, layers, "timed", way, inputs, {**proved.kept, **losers})
+        del way, proved
+    if "mixed" not in tried.proved and _dynamic_may_do(job, tried.proved.get("static"), baseline, reference, inputs):
+        with job.stage("quantize"):
+            dynamic = dynamic_int8(baseline, job.target, data)
+        tried.add(job, layers, "dynamic", dynamic, inputs)
+    return tried
 
 
 def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...], budget: Budget) -> Outcome:
@@ -191,34 +221,31 @@ def _way_of(candidate: str, ways: Mapping[str, Quantization]) -> Quantization:
     return ways.get(candidate.partition("-")[0], next(iter(ways.values())))
 
 
-def _without_losers(
-    job: Job,
-    static: Proved,
-    way: Quantization,
-    baseline: Program,
-    reference: Reference,
-    inputs: tuple[Tensor, ...],
-) -> dict[str, Proved]:
-    """Try the static candidate without the nodes that profiles show to be slower in integers, if that saves enough."""
+def _losers(
+    job: Job, static: Proved, baseline: Program, reference: Reference, inputs: tuple[Tensor, ...]
+) -> Mapping[str, str]:
+    """Return the nodes that profiles show to be slower in integers, with reasons, if that saves enough for a trial."""
     profiles = job.profile(reference.path, inputs), job.profile(static.path, inputs, job.target.session)
     with job.stage("measure"):
         placement = place(baseline, job.target, static.kept)
         losers = slower_in_integers(baseline, placement, node_times(baseline, *profiles))
-    if losers.saving < WORTH_A_TRY or losers.reasons.keys() >= compute_nodes(placement):
-        return {}
-    return {"timed": prove_quantized(job, "timed", way, inputs, {**static.kept, **losers.reasons})}
+    worth_it = losers.saving >= WORTH_A_TRY and not losers.reasons.keys() >= compute_nodes(placement)
+    return losers.reasons if worth_it else {}
 
 
 def _dynamic_may_do(
-    job: Job, static: Proved, baseline: Program, reference: Reference, inputs: tuple[Tensor, ...]
+    job: Job, static: Proved | None, baseline: Program, reference: Reference, inputs: tuple[Tensor, ...]
 ) -> bool:
     """Say whether dynamic ranges of the linears alone may be about as fast as all that can be in integers.
 
     They are more exact, so that they are then the better choice: the convolutions stay float.
     """
-    profiles = job.profile(reference.path, inputs), job.profile(static.path, inputs, job.target.session)
-    whole, integer = (sum(kernel.seconds for kernel in profile) for profile in profiles)
-    times = node_times(baseline, profiles[0], [])
+    profile = job.profile(reference.path, inputs)
+    whole = sum(kernel.seconds for kernel in profile)
+    times = node_times(baseline, profile, [])
     layers = (times.get(name, NodeTime(None, None)) for name in dynamic_nodes(baseline, job.target))
     saved = DYNAMIC_SAVES * sum(time.float_seconds or 0.0 for time in layers)
-    return saved > WORTH_A_TRY * whole and whole - saved < integer * MARGIN
+    if saved <= WORTH_A_TRY * whole or static is None:
+        return saved > WORTH_A_TRY * whole
+    integer = sum(kernel.seconds for kernel in job.profile(static.path, inputs, job.target.session))
+    return whole - saved < integer * MARGIN

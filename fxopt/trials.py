@@ -18,7 +18,10 @@ from fxopt.reference import Reference
 
 @dataclass
 class Trials:
-    """What was tried so far, and the best that is within the budget; the Programs of the others are let go."""
+    """What was tried so far, and the best that is within the budget; the Programs of the others are let go.
+
+    `unproved`: why the search ended early, as text.
+    """
 
     job: Job
     budget: Budget
@@ -28,6 +31,7 @@ class Trials:
     candidates: list[Candidate] = field(default_factory=list)
     chosen: Candidate | None = None
     proved: Proved | None = None
+    unproved: str = ""
 
     def add(self, files: Mapping[str, Proved]) -> list[Candidate]:
         """Time and judge files, and keep the best."""

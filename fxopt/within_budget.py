@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxopt.choose import Candidate
 from fxopt.data import first_samples, split_items
-from fxopt.errors import BudgetError
+from fxopt.errors import BudgetError, ValidationError
 from fxopt.export.measure import KernelTime
 from fxopt.fidelity import Samples
 from fxopt.job import Job, Proved, prove_quantized
@@ -100,13 +100,16 @@ def within_budget(
     search = _Search(trials, plans)
     for plan in plans:
         search.know(plan, {candidate.name: candidate for candidate in first})
-    if budget.drop is not None:
-        if not trials.is_exact_enough(max(first, key=lambda candidate: candidate.speedup)):
-            search.within_drop()
-    elif trials.float_fits():
-        trials.chosen, trials.proved = None, None
-    elif trials.chosen is not None or search.may_be_fast_enough():
-        search.within_latency()
+    try:
+        if budget.drop is not None:
+            if not trials.is_exact_enough(max(first, key=lambda candidate: candidate.speedup)):
+                search.within_drop()
+        elif trials.float_fits():
+            trials.chosen, trials.proved = None, None
+        elif trials.chosen is not None or search.may_be_fast_enough():
+            search.within_latency()
+    except ValidationError as error:  # of a proposal: what was proved before it counts
+        trials.unproved = f" (the search ended early: {' '.join(str(error).split())})"
     return _found(trials)
 
 
@@ -136,7 +139,10 @@ def _timed(job: Job, plans: list[Plan], inputs: tuple[Tensor, ...]) -> dict[str,
     plan = plans[0]
     if plan.best.seconds > (1 - WORTH_A_TRY) * _all_integer(plan.problem).seconds or not plan.best.integer:
         return {}
-    return {"timed": prove_quantized(job, "timed", plan.way, inputs, plan.without(plan.best, NOT_WORTH_IT))}
+    try:
+        return {"timed": prove_quantized(job, "timed", plan.way, inputs, plan.without(plan.best, NOT_WORTH_IT))}
+    except ValidationError:
+        return {}
 
 
 def _all_integer(problem: Problem) -> Solution:
@@ -258,7 +264,7 @@ def _ratio(drop: Drop, figure: float) -> float:
 
 def _found(trials: Trials) -> Found:
     budget, candidates = trials.budget, tuple(trials.candidates)
-    tried = f"Tried {describe(candidates, budget)}"
+    tried = f"Tried {describe(candidates, budget)}{trials.unproved}"
     if trials.chosen is not None:
         best = "the fastest" if budget.drop is not None else "the most exact"
         note = f"{tried}: {trials.chosen.name} is {best} within {budget}."

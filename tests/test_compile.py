@@ -21,6 +21,7 @@ from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.ops import quantize
 from fxopt.graph.rewrite import Edit
+from fxopt.job import Job, Proved, prove_quantized
 from fxopt.recipes import data_free_int8, quantizations
 from fxopt.timed_placement import Losers
 
@@ -157,6 +158,24 @@ def test_int8_is_what_was_best_when_timed(
     assert found.report.notes[0].startswith("Tried static ") and expected in found.report.notes[0]
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]
     json.dumps(found.report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("failing", "is_float"), [("static", False), ("mixed", False), ("static mixed dynamic", True)])
+def test_a_candidate_that_is_not_proved_is_out(
+    failing: str, is_float: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def prove(job: Job, name: str, *rest: Any) -> Proved:
+        if name in failing.split():
+            raise ValidationError(f"{name}.onnx is not proved:\n  it differs")
+        return prove_quantized(job, name, *rest)
+
+    monkeypatch.setattr("fxopt.outcome.prove_quantized", prove)
+    monkeypatch.setattr("fxopt.choose.NOISE", 100.0)  # nothing is too slow
+    x = torch.randn(4, 7, 64)
+    found = fxopt.compile(Tokens(), x, calibration=[x], target="x86", dynamic="batch", output=tmp_path / "m.onnx")
+    assert found.validation.ok and found.report.is_float == is_float
+    assert failing.split()[0] not in [candidate.name for candidate in found.report.candidates]
+    assert f"{failing.split()[0]} is out: {failing.split()[0]}.onnx is not proved: it differs" in found.report.notes
 
 
 def test_the_race_of_int8_is_a_real_one(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
