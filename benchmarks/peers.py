@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.peer_tools.cases import CASES
 from benchmarks.peer_tools.environments import install
 from benchmarks.peer_tools.plot import plot
+from benchmarks.peer_tools.prepare import EXPORTERS
 from benchmarks.peer_tools.run import Settings, compare
 from benchmarks.peer_tools.table import model_table, summary
 from benchmarks.peer_tools.tools import TOOLS
@@ -60,6 +61,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, Any]]:
         threads=options.threads,
         limit=options.limit,
         matches=options.matches,
+        exporter=options.exporter,
     )
     results = []
     for name in options.models:
@@ -94,6 +96,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, a model and number of threads")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds a tool may take, a model and setting")
+    parser.add_argument(
+        "--exporter", choices=EXPORTERS, default="fxopt", help="of the float file that peers start from"
+    )
     parser.add_argument(
         "--matches", type=int, default=2, help="how often we may answer a point of a peer with compile(max_latency=...)"
     )

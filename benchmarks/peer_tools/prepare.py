@@ -17,16 +17,21 @@ from benchmarks.zoo_models.model import Inputs
 from fxopt import compile
 from fxopt.export.session import Session
 
-# Of the float file. All peers take it; with 21, some of NNCF's files have nodes that onnxruntime refuses.
+# Of fxopt's float file. All peers take it; with 21, some of NNCF's files have nodes that onnxruntime refuses.
 OPSET = 20
+EXPORTERS = ("fxopt", "torch")
 
 
-def prepare(folder: Path, name: str, calibration: int, held_out: int) -> None:
+def prepare(folder: Path, name: str, calibration: int, held_out: int, exporter: str) -> None:
     """Write the float network in both forms, the inputs, and what else a tool may know of the model."""
     case = CASES[name]
     model = case.build()
     example = next(case.samples("calibration", 1))
-    compile(model, example, recipe="float", opset=OPSET, measure=False, output=folder / "float.onnx", name=name)
+    path = folder / "float.onnx"
+    if exporter == "torch":
+        torch.onnx.export(model, in_order(example), path, dynamo=True, verbose=False, external_data=False)
+    else:
+        compile(model, example, recipe="float", opset=OPSET, measure=False, output=path, name=name)
     torch.export.save(torch.export.export(model, in_order(example)), folder / "model.pt2")
     names = Session(folder / "float.onnx").inputs
     _save(folder / "calibration.npz", names, case.samples("calibration", calibration))
@@ -53,9 +58,10 @@ def main() -> None:
     parser.add_argument("model", choices=list(CASES))
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--exporter", choices=EXPORTERS, default="fxopt")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    prepare(options.folder, options.model, options.calibration, options.held_out)
+    prepare(options.folder, options.model, options.calibration, options.held_out, options.exporter)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Settings:
     - `calibration`, `held_out`: samples. `seconds`: of timing a model and number of threads. `limit`: seconds a tool
       may take for one model and setting. `matches`: how often fxopt may answer a peer's point that none of its own
       dominates: with the most exact model that is as fast as the fastest such peer (compile's max_latency).
+    - `exporter`: of the float file that the peers start from.
     """
 
     tools: Sequence[str]
@@ -46,6 +47,7 @@ class Settings:
     threads: Sequence[int]
     limit: float
     matches: int = 0
+    exporter: str = "fxopt"
 
 
 def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
     What the folder holds of an earlier comparison of this model is not made again, only timed and compared.
     """
     counts = ["--calibration", str(settings.calibration), "--held-out", str(settings.held_out)]
+    counts += ["--exporter", settings.exporter]
     if not (folder / "case.json").exists():
         error = _python(Path(sys.executable), "prepare", [str(folder), name, *counts], settings.limit)
         if error is not None:
