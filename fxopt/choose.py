@@ -1,6 +1,7 @@
 """The choice among candidates: every way of quantizing is timed against float, and the best one is taken.
 
-Not slower than float comes first, then speed, and of what is about equally fast the most exact is the best.
+Not slower than float comes first, then speed, and of what is about equally fast the most exact is the best, or the
+fastest of those that are about equally exact too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fxopt.graph.padding import real_positions, without_padding
 FLOAT = "float"
 NOISE = 1.03  # times of one file differ by so much from run to run
 MARGIN = 1.10  # what is faster by less gives way to what is more exact
+ALIKE = 1.0  # dB between outputs that are equally exact: a few samples tell no more
 SAMPLES, AT_ONCE = 8, 2  # compared in all, and run at once: several runtimes are in memory beside their values
 
 
@@ -50,7 +52,9 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
         return None
     fastest = max(candidate.speedup for candidate in fit)
     near = [candidate for candidate in fit if candidate.speedup * MARGIN >= fastest]
-    return max(near, key=lambda candidate: (candidate.sqnr, candidate.speedup))
+    most_exact = max(candidate.sqnr for candidate in near)
+    exact = [candidate for candidate in near if candidate.sqnr + ALIKE >= most_exact]
+    return max(exact, key=lambda candidate: candidate.speedup)
 
 
 def try_candidates(
@@ -110,5 +114,5 @@ def explain(candidates: Sequence[Candidate], chosen: Candidate | None) -> list[s
     elif all(c.speedup <= chosen.speedup for c in others):
         reason = f"{chosen.name} is the fastest" if others else f"{chosen.name} is not slower than float"
     else:
-        reason = f"{chosen.name} is about as fast as any and the most exact"
+        reason = f"{chosen.name} is about as fast and about as exact as any"
     return [f"Tried {tried}: {reason}."]

@@ -23,6 +23,14 @@ CASES = {
     "much faster beats more exact": ([("static", 2.0, 15.0), ("mixed", 1.5, 30.0)], "static"),
     "about as fast and more exact": ([("static", 2.13, 14.7), ("mixed", 2.10, 16.4)], "mixed"),
     "slower than float does not count, however exact": ([("static", 1.2, 10.0), ("mixed", 0.8, 50.0)], "static"),
+    "about as fast and no more exact than a few samples can tell": (
+        [("static", 1.57, 37.5), ("mixed", 1.44, 38.4)],
+        "static",
+    ),
+    "about as fast and about the most exact": (
+        [("static", 1.6, 20.0), ("timed", 1.58, 29.5), ("mixed", 1.5, 30.0)],
+        "timed",
+    ),
     "equally exact: the faster": ([("static", 1.50, 20.0), ("mixed", 1.55, 20.0)], "mixed"),
 }
 
@@ -40,7 +48,7 @@ def test_the_explanation_names_what_was_tried() -> None:
     (line,) = explain([static, mixed], mixed)
     assert line == (
         "Tried static 2.13x as fast as float, 14.7 dB; mixed 2.10x as fast as float, 16.4 dB: "
-        "mixed is about as fast as any and the most exact."
+        "mixed is about as fast and about as exact as any."
     )
     (line,) = explain([candidate("static", 0.5, 9.0)], None)
     assert "stays float" in line
