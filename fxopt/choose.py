@@ -1,7 +1,7 @@
 """The choice among candidates: every way of quantizing is timed against float, and the best one is taken.
 
-Not slower than float comes first, then speed, and of what is about equally fast the most exact is the best, or the
-fastest of those that are about equally exact too.
+Not slower than float and of use at all come first, then speed, and of what is about equally fast the most exact is the
+best, or the fastest of those that are about equally exact too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fxopt.graph.padding import real_positions, without_padding
 FLOAT = "float"
 NOISE = 1.03  # times of one file differ by so much from run to run
 MARGIN = 1.10  # what is faster by less gives way to what is more exact
+USABLE = 10.0  # dB: with less, noise has more than a tenth of the power of the outputs
 ALIKE = 1.0  # dB between outputs that are equally exact: a few samples tell no more
 SAMPLES, AT_ONCE = 8, 2  # compared in all, and run at once: several runtimes are in memory beside their values
 
@@ -47,7 +48,7 @@ class Candidate:
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the best candidate, or None if float is better than all of them."""
-    fit = [candidate for candidate in candidates if candidate.speedup * NOISE >= 1]
+    fit = [candidate for candidate in candidates if candidate.speedup * NOISE >= 1 and candidate.sqnr >= USABLE]
     if not fit:
         return None
     fastest = max(candidate.speedup for candidate in fit)
@@ -108,11 +109,14 @@ def explain(candidates: Sequence[Candidate], chosen: Candidate | None) -> list[s
     if not candidates:
         return []
     tried = "; ".join(f"{c.name} {c.speedup:.2f}x as fast as float, {c.sqnr:.1f} dB" for c in candidates)
-    others = [c for c in candidates if c is not chosen]
-    if chosen is None:
+    others = [c for c in candidates if c is not chosen and c.sqnr >= USABLE]
+    if chosen is None and any(c.speedup * NOISE >= 1 for c in candidates):
+        reason = f"none is as fast as float with outputs of {USABLE:.0f} dB or more, so the model stays float"
+    elif chosen is None:
         reason = "none is as fast as float on this machine, so the model stays float"
     elif all(c.speedup <= chosen.speedup for c in others):
         reason = f"{chosen.name} is the fastest" if others else f"{chosen.name} is not slower than float"
     else:
         reason = f"{chosen.name} is about as fast and about as exact as any"
-    return [f"Tried {tried}: {reason}."]
+    noise = "".join(f"; {c.name} is too inexact" for c in candidates if chosen is not None and c.sqnr < USABLE)
+    return [f"Tried {tried}: {reason}{noise}."]

@@ -20,9 +20,11 @@ CASES = {
     "the only one, faster": ([("static", 2.0, 20.0)], "static"),
     "the only one, slower": ([("static", 0.9, 20.0)], None),
     "as fast as float but for noise: smaller wins": ([("static", 0.98, 20.0)], "static"),
+    "faster, but too inexact": ([("static", 2.0, 9.9)], None),
+    "the fastest is too inexact": ([("static", 2.0, 0.4), ("dynamic", 1.1, 40.0)], "dynamic"),
     "much faster beats more exact": ([("static", 2.0, 15.0), ("mixed", 1.5, 30.0)], "static"),
     "about as fast and more exact": ([("static", 2.13, 14.7), ("mixed", 2.10, 16.4)], "mixed"),
-    "slower than float does not count, however exact": ([("static", 1.2, 10.0), ("mixed", 0.8, 50.0)], "static"),
+    "slower than float does not count, however exact": ([("static", 1.2, 12.0), ("mixed", 0.8, 50.0)], "static"),
     "about as fast and no more exact than a few samples can tell": (
         [("static", 1.57, 37.5), ("mixed", 1.44, 38.4)],
         "static",
@@ -50,8 +52,13 @@ def test_the_explanation_names_what_was_tried() -> None:
         "Tried static 2.13x as fast as float, 14.7 dB; mixed 2.10x as fast as float, 16.4 dB: "
         "mixed is about as fast and about as exact as any."
     )
+    usable, noise = candidate("dynamic", 1.1, 40.0), candidate("static", 2.0, 0.4)
+    (line,) = explain([noise, usable], usable)
+    assert line.endswith("40.0 dB: dynamic is not slower than float; static is too inexact.")
     (line,) = explain([candidate("static", 0.5, 9.0)], None)
-    assert "stays float" in line
+    assert line.endswith("none is as fast as float on this machine, so the model stays float.")
+    (line,) = explain([candidate("static", 1.5, 9.0), candidate("mixed", 0.9, 30.0)], None)
+    assert line.endswith("none is as fast as float with outputs of 10 dB or more, so the model stays float.")
 
 
 def test_the_error_is_that_of_the_worst_output_over_all_samples(tmp_path: Path) -> None:
