@@ -201,7 +201,8 @@ def test_dynamic_linears_alone_are_tried_where_they_may_be_about_as_fast(
     monkeypatch.setattr("fxopt.outcome.slower_in_integers", lambda *rest: Losers({}, 0.0))
 
     def timed(files: dict[str, Path], *rest: Any) -> list[Candidate]:
-        return [Candidate(name, Measurement(1 / 2, 1.0, 5, 1, 0.0), 20.0 + 5 * place) for place, name in enumerate(files)]
+        latency = Measurement(1 / 2, 1.0, 5, 1, 0.0)
+        return [Candidate(name, latency, 20.0 + 5 * place) for place, name in enumerate(files)]
 
     monkeypatch.setattr("fxopt.outcome.try_candidates", timed)
     found = fxopt.compile(model, X[:1], calibration=[X], target="x86", dynamic="batch", output=tmp_path / "m.onnx")
