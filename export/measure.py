@@ -8,6 +8,7 @@ waiting for other processes does not move.
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -43,6 +44,8 @@ class Measurement:
 def race(sessions: Sequence[Session], inputs: Sequence[Tensor], seconds: float = 2.0) -> list[Measurement]:
     """Time sessions in turn, round by round, for about `seconds` in all. The first is the baseline of the others.
 
+    Each round has an order of its own: what ran before leaves the caches, and the clock of the core, to the next one.
+
     All sessions must have the same number of threads. `inputs` are the tensor inputs in order.
     """
     threads = sessions[0].threads
@@ -51,12 +54,13 @@ def race(sessions: Sequence[Session], inputs: Sequence[Tensor], seconds: float =
     times: list[list[float]] = [[] for _ in runs]
     for session in sessions:  # also warms up
         session(*inputs)
+    order = random.Random(0)
     deadline = time.perf_counter() + seconds
     while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 1000):
-        for run, samples in zip(runs, times, strict=True):
+        for place in order.sample(range(len(runs)), len(runs)):
             start = clock()
-            run()
-            samples.append(clock() - start)
+            runs[place]()
+            times[place].append(clock() - start)
     medians = [statistics.median(samples) for samples in times]
     spreads = [(high - low) / middle for low, middle, high in (statistics.quantiles(samples, n=4) for samples in times)]
     return [
