@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -14,23 +15,21 @@ from fxopt.target import find_target
 
 
 def quantize(job: Job) -> Mapping[str, object]:
-    """Compile the model as the user would, from its module; the setting is the recipe, or "latency-" and its bound."""
+    """Compile the model as the user would, from its module."""
     case = CASES[job.name]
     items = [{name: torch.from_numpy(array) for name, array in sample.items()} for sample in job.calibration()]
     example = next(case.samples("calibration", 1))
     calibration = items if isinstance(example, dict) else [tuple(item.values()) for item in items]
     model = case.build()
-    bound = float(job.setting.removeprefix(LATENCY)) if job.setting.startswith(LATENCY) else None
     taken = stopwatch()
     result = compile(
         model,
         example,
-        recipe=job.setting if bound is None else "int8",  # type: ignore[arg-type]
         calibration=None if job.setting == "int8-dynamic" else calibration,
-        max_latency=bound,
         target="auto",
         output=job.output,
         name=job.name,
+        **arguments(job.setting),
     )
     report = result.report
     return {
@@ -41,6 +40,13 @@ def quantize(job: Job) -> Mapping[str, object]:
         "seconds": dict(report.seconds),
         "notes": list(report.notes),
     }
+
+
+def arguments(setting: str) -> dict[str, Any]:
+    """Return what a setting means to compile(): a recipe, or with LATENCY in front a bound for the best int8 model."""
+    if setting.startswith(LATENCY):
+        return {"recipe": "int8", "max_latency": float(setting.removeprefix(LATENCY))}
+    return {"recipe": setting}
 
 
 if __name__ == "__main__":

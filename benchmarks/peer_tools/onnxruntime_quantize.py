@@ -52,10 +52,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
 def quantize(job: Job) -> None:
     """Quantize as the job's setting says."""
     prepared = job.output.with_suffix(".prepared.onnx")
-    try:
-        quant_pre_process(str(job.float_model), str(prepared))
-    except Exception:  # its documents' advice for graphs whose shapes it cannot infer
-        quant_pre_process(str(job.float_model), str(prepared), skip_symbolic_shape=True)
+    quant_pre_process(str(job.float_model), str(prepared))
     try:
         if job.setting == "dynamic":
             quantize_dynamic(prepared, job.output, per_channel=True, weight_type=QuantType.QInt8)

@@ -37,6 +37,7 @@ def prepare(folder: Path, name: str, calibration: int, held_out: int, exporter: 
     _save(folder / "calibration.npz", names, case.samples("calibration", calibration))
     _save(folder / "held_out.npz", names, case.samples("held-out", held_out))
     facts = {"name": name, "kind": case.kind, "classifies": case.classifies}
+    facts |= {"calibration": calibration, "held_out": held_out, "exporter": exporter}
     (folder / "case.json").write_text(json.dumps(facts))
 
 

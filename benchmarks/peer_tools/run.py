@@ -55,12 +55,9 @@ def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
 
     What the folder holds of an earlier comparison of this model is not made again, only timed and compared.
     """
-    counts = ["--calibration", str(settings.calibration), "--held-out", str(settings.held_out)]
-    counts += ["--exporter", settings.exporter]
-    if not (folder / "case.json").exists():
-        error = _python(Path(sys.executable), "prepare", [str(folder), name, *counts], settings.limit)
-        if error is not None:
-            return {"model": name, "error": error, "rows": []}
+    error = _prepare(name, settings, folder)
+    if error is not None:
+        return {"model": name, "error": error, "rows": []}
     wanted = [(tool, setting) for tool in settings.tools for setting in TOOLS[tool].settings_for(CASES[name].kind)]
     result = _measure(name, wanted, settings, folder)
     for _ in range(settings.matches):
@@ -71,6 +68,18 @@ def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
         wanted.insert(len(TOOLS[OURS].settings), answer)
         result = _measure(name, wanted, settings, folder)
     return result
+
+
+def _prepare(name: str, settings: Settings, folder: Path) -> str | None:
+    """Write what the tools start from, unless it is there; return why that is not possible."""
+    start = {"calibration": settings.calibration, "held_out": settings.held_out, "exporter": settings.exporter}
+    case = folder / "case.json"
+    if case.exists():
+        kept = json.loads(case.read_text())
+        found = {key: kept.get(key) for key in start}
+        return None if found == start else f"{folder} holds files made with {found}, not {start}: choose another folder"
+    options = [text for key, value in start.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    return _python(Path(sys.executable), "prepare", [str(folder), name, *options], settings.limit)
 
 
 def as_fast_as(speedup: float) -> str:

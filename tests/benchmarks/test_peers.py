@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.peer_tools import environments, run
+from benchmarks.peer_tools import environments, fxopt_tool, run
 from benchmarks.peer_tools.job import samples
 from benchmarks.peer_tools.run import Settings, reason
 from benchmarks.peer_tools.run import _quantize as quantize_with
@@ -125,7 +125,7 @@ def test_a_file_or_a_failure_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
 
 def test_a_point_that_nothing_dominates_is_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The peer at 2.5 is answered by one as fast; what is left is answered once more, and then no answer is new."""
-    (tmp_path / "case.json").touch()
+    (tmp_path / "case.json").write_text(json.dumps({"calibration": 1, "held_out": 1, "exporter": "fxopt"}))
     asked: list[tuple[str, str]] = []
 
     def measure(name: str, wanted: list[tuple[str, str]], *rest: Any) -> dict[str, Any]:
@@ -140,6 +140,17 @@ def test_a_point_that_nothing_dominates_is_answered(monkeypatch: pytest.MonkeyPa
         *(("fxopt", s) for s in ("int8", "int8-static", "int8-dynamic", "latency-0.400")),
         ("quark", "u8s8"),
     ]
+
+
+def test_kept_files_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    (tmp_path / "case.json").write_text(json.dumps({"calibration": 64, "held_out": 1, "exporter": "torch"}))
+    found = run.compare("resnet18", Settings(["fxopt"], None, 64, 1, 1.0, [1], 300.0), tmp_path)
+    assert "'exporter': 'torch'" in found["error"] and "choose another folder" in found["error"]
+
+
+def test_what_a_setting_of_ours_means() -> None:
+    assert fxopt_tool.arguments("int8-static") == {"recipe": "int8-static"}
+    assert fxopt_tool.arguments(run.as_fast_as(2.5)) == {"recipe": "int8", "max_latency": 0.4}
 
 
 def test_samples_are_of_batch_one_and_in_order(tmp_path: Path) -> None:
