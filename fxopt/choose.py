@@ -104,16 +104,21 @@ def worst_sqnr(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> fl
     return min((10 * math.log10(ratio) if ratio > 0 else -math.inf for ratio in ratios), default=math.inf)
 
 
+def why_float(candidates: Sequence[Candidate]) -> str:
+    """Say what all candidates lack."""
+    if any(candidate.speedup * NOISE >= 1 for candidate in candidates):
+        return f"none is as fast as float with outputs of {USABLE:.0f} dB or more"
+    return "none is as fast as float on this machine"
+
+
 def explain(candidates: Sequence[Candidate], chosen: Candidate | None) -> list[str]:
     """Say in a note what was tried and why the choice fell as it did; nothing if nothing was tried."""
     if not candidates:
         return []
     tried = "; ".join(f"{c.name} {c.speedup:.2f}x as fast as float, {c.sqnr:.1f} dB" for c in candidates)
     others = [c for c in candidates if c is not chosen and c.sqnr >= USABLE]
-    if chosen is None and any(c.speedup * NOISE >= 1 for c in candidates):
-        reason = f"none is as fast as float with outputs of {USABLE:.0f} dB or more, so the model stays float"
-    elif chosen is None:
-        reason = "none is as fast as float on this machine, so the model stays float"
+    if chosen is None:
+        reason = f"{why_float(candidates)}, so the model stays float"
     elif all(c.speedup <= chosen.speedup for c in others):
         reason = f"{chosen.name} is the fastest" if others else f"{chosen.name} is not slower than float"
     else:

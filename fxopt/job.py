@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fxopt.errors import ValidationError
 from fxopt.export.measure import KernelTime, profile
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.to_onnx import to_onnx
@@ -128,3 +129,8 @@ def prove_quantized(
         kept |= {node: f"onnxruntime runs it as {kernel}, not as an integer kernel" for node, kernel in unfused.items()}
     proved.validation.raise_on_failure(str(proved.path.name))
     return replace(proved, kept=kept)
+
+
+def unproved(name: str, error: ValidationError) -> str:
+    """Say in a note that a candidate is not proved."""
+    return f"{name} is out: {' '.join(str(error).split())}"

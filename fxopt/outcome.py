@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxopt.choose import AT_ONCE, MARGIN, SAMPLES, Candidate, choose, explain, try_candidates
+from fxopt.choose import AT_ONCE, MARGIN, SAMPLES, Candidate, choose, explain, try_candidates, why_float
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
 from fxopt.errors import ValidationError
 from fxopt.fidelity import hold_out
@@ -21,7 +21,7 @@ from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
-from fxopt.job import Job, Proved, prove, prove_quantized
+from fxopt.job import Job, Proved, prove, prove_quantized, unproved
 from fxopt.layers import LayerRow, Layers, few_samples
 from fxopt.limits import Budget
 from fxopt.passes.cleanup import CLEANUP
@@ -106,7 +106,7 @@ def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
         return Outcome(tried.proved[best.name], tried.reference, candidates, best, notes, tried.rows[best.name])
     integer = {name for proved in tried.proved.values() for name in integer_nodes(proved.program)}
     tried.proved.clear()
-    reasons = dict.fromkeys(integer, "the model is not faster in integers")
+    reasons = dict.fromkeys(integer, f"of all files, {why_float(candidates)}")
     return _float(job, _cleaned(job, program), inputs, candidates, notes, reasons)
 
 
@@ -117,29 +117,24 @@ class _Tried:
     `notes` tell which ones are not proved: others may be, and one failure does not end the compilation.
     """
 
+    job: Job
+    inputs: tuple[Tensor, ...]
     reference: Reference
+    layers: Layers
     samples: list[tuple[Tensor, ...]]
     proved: dict[str, Proved] = field(default_factory=dict)
     rows: dict[str, tuple[LayerRow, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(
-        self,
-        job: Job,
-        layers: Layers,
-        name: str,
-        way: Quantization,
-        inputs: tuple[Tensor, ...],
-        kept: Mapping[str, str] | None = None,
-    ) -> Proved | None:
+    def add(self, name: str, way: Quantization, kept: Mapping[str, str] | None = None) -> Proved | None:
         """Prove a candidate; None, with a note, if that fails."""
         try:
-            proved = prove_quantized(job, name, way, inputs, kept)
+            proved = prove_quantized(self.job, name, way, self.inputs, kept)
         except ValidationError as error:
-            self.notes.append(f"{name} is out: {' '.join(str(error).split())}")
+            self.notes.append(unproved(name, error))
             return None
         self.proved[name] = proved
-        self.rows[name] = layers.rows(proved, exact_program(way, layers.baseline))
+        self.rows[name] = self.layers.rows(proved, exact_program(way, self.layers.baseline))
         return proved
 
 
@@ -151,18 +146,17 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     data = CalibrationData(source, baseline, job.calibration_item)
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
     items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
-    tried = _Tried(reference, split_items(items, baseline, AT_ONCE))
+    tried = _Tried(job, inputs, reference, layers, split_items(items, baseline, AT_ONCE))
     for name, way in _ways(job, "int8", baseline, data):
-        proved = tried.add(job, layers, name, way, inputs)
-        if name == "static" and proved is not None:
-            losers = _losers(job, proved, baseline, reference, inputs)
-            if losers:
-                tried.add(job, layers, "timed", way, inputs, {**proved.kept, **losers})
+        proved = tried.add(name, way)
+        losers = _losers(job, proved, baseline, reference, inputs) if name == "static" and proved is not None else {}
+        if proved is not None and losers:
+            tried.add("timed", way, {**proved.kept, **losers})
         del way, proved
     if "mixed" not in tried.proved and _dynamic_may_do(job, tried.proved.get("static"), baseline, reference, inputs):
         with job.stage("quantize"):
             dynamic = dynamic_int8(baseline, job.target, data)
-        tried.add(job, layers, "dynamic", dynamic, inputs)
+        tried.add("dynamic", dynamic)
     return tried
 
 
@@ -174,13 +168,21 @@ def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor
     data = CalibrationData(source, baseline, job.calibration_item)
     rest, judged = hold_out(data)
     ways = dict(_ways(job, "int8", baseline, rest))
-    tried = {name: prove_quantized(job, name, way, inputs) for name, way in ways.items()}
+    tried, notes = {}, []
+    for name in list(ways):
+        try:
+            tried[name] = prove_quantized(job, name, ways[name], inputs)
+        except ValidationError as error:  # another way may be
+            notes.append(unproved(name, error))
+            del ways[name]
+            if not ways:
+                raise
     found = within_budget(job, budget, ways, tried, reference, float_profile, inputs, judged)
     if found.proved is None or found.chosen is None:
-        return _float(job, baseline, inputs, found.candidates, (found.note,))
+        return _float(job, baseline, inputs, found.candidates, (found.note, *notes))
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
     rows = layers.rows(found.proved, exact_program(_way_of(found.chosen.name, ways), baseline))
-    return Outcome(found.proved, reference, found.candidates, found.chosen, (found.note,), rows)
+    return Outcome(found.proved, reference, found.candidates, found.chosen, (found.note, *notes), rows)
 
 
 def _ways(job: Job, recipe: str, baseline: Program, data: Iterable[Any] | None) -> Iterator[tuple[str, Quantization]]:

@@ -20,7 +20,7 @@ from fxopt.reference import Reference
 class Trials:
     """What was tried so far, and the best that is within the budget; the Programs of the others are let go.
 
-    `unproved`: why the search ended early, as text.
+    `notes`: what could not be proved.
     """
 
     job: Job
@@ -31,7 +31,7 @@ class Trials:
     candidates: list[Candidate] = field(default_factory=list)
     chosen: Candidate | None = None
     proved: Proved | None = None
-    unproved: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def add(self, files: Mapping[str, Proved]) -> list[Candidate]:
         """Time and judge files, and keep the best."""

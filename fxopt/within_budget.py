@@ -18,7 +18,7 @@ from fxopt.data import first_samples, split_items
 from fxopt.errors import BudgetError, ValidationError
 from fxopt.export.measure import KernelTime
 from fxopt.fidelity import Samples
-from fxopt.job import Job, Proved, prove_quantized
+from fxopt.job import Job, Proved, prove_quantized, unproved
 from fxopt.limits import Budget, Drop
 from fxopt.placement_problem import placement_problem
 from fxopt.recipes import Calibrated, Quantization
@@ -95,7 +95,7 @@ def within_budget(
     """
     trials = Trials(job, budget, reference, inputs, samples)
     plans = _plans(job, ways, tried, float_profile, inputs)
-    first = trials.add(tried | _timed(job, plans, inputs))
+    first = trials.add(tried | _timed(trials, plans))
     tried.clear()
     search = _Search(trials, plans)
     for plan in plans:
@@ -109,7 +109,7 @@ def within_budget(
         elif trials.chosen is not None or search.may_be_fast_enough():
             search.within_latency()
     except ValidationError as error:  # of a proposal: what was proved before it counts
-        trials.unproved = f" (the search ended early: {' '.join(str(error).split())})"
+        trials.notes.append(unproved("the next one", error))
     return _found(trials)
 
 
@@ -134,14 +134,16 @@ def _plans(
     return plans
 
 
-def _timed(job: Job, plans: list[Plan], inputs: tuple[Tensor, ...]) -> dict[str, Proved]:
-    """Build the fastest choice of the first plan, if it is worth it."""
+def _timed(trials: Trials, plans: list[Plan]) -> dict[str, Proved]:
+    """Build the fastest choice of the first plan, if it is worth it and can be proved."""
     plan = plans[0]
     if plan.best.seconds > (1 - WORTH_A_TRY) * _all_integer(plan.problem).seconds or not plan.best.integer:
         return {}
+    kept = plan.without(plan.best, NOT_WORTH_IT)
     try:
-        return {"timed": prove_quantized(job, "timed", plan.way, inputs, plan.without(plan.best, NOT_WORTH_IT))}
-    except ValidationError:
+        return {"timed": prove_quantized(trials.job, "timed", plan.way, trials.inputs, kept)}
+    except ValidationError as error:
+        trials.notes.append(unproved("timed", error))
         return {}
 
 
@@ -264,7 +266,7 @@ def _ratio(drop: Drop, figure: float) -> float:
 
 def _found(trials: Trials) -> Found:
     budget, candidates = trials.budget, tuple(trials.candidates)
-    tried = f"Tried {describe(candidates, budget)}{trials.unproved}"
+    tried = "; ".join([f"Tried {describe(candidates, budget)}", *trials.notes])
     if trials.chosen is not None:
         best = "the fastest" if budget.drop is not None else "the most exact"
         note = f"{tried}: {trials.chosen.name} is {best} within {budget}."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxopt
 from fxopt.choose import Candidate, worst_sqnr
-from fxopt.errors import BudgetError, ModelError
+from fxopt.errors import BudgetError, ModelError, ValidationError
 from fxopt.export.measure import Measurement
 from fxopt.export.session import Session
 from fxopt.graph.program import Program
@@ -153,3 +153,27 @@ def test_both_bounds(tmp_path: Path) -> None:
 def test_only_a_recipe_with_a_choice_has_a_budget(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"max_latency=0\.5: only recipe='int8'"):
         compiled(tmp_path, max_latency=0.5, **options)
+
+
+def test_a_proposal_that_is_not_proved_ends_the_search_with_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All integers are too inexact and what is proposed instead is not proved: float is what is left."""
+
+    def refuse(job: Any, name: str, *rest: Any) -> Any:
+        raise ValidationError(f"{name}.onnx is not proved:\n  it differs")
+
+    monkeypatch.setattr(sys.modules["fxopt.within_budget"], "prove_quantized", refuse)
+    result = compiled(tmp_path, max_drop="sqnr=20")
+    assert result.report.is_float and [c.name for c in result.report.candidates] == ["static"]
+    assert "the next one is out: static-1.onnx is not proved: it differs" in result.report.notes[0]
+
+
+def test_a_model_of_which_no_way_is_proved_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(job: Any, name: str, *rest: Any) -> Any:
+        raise ValidationError(f"{name}.onnx is not proved")
+
+    monkeypatch.setattr(sys.modules["fxopt.outcome"], "prove_quantized", refuse)
+    with pytest.raises(ValidationError, match="not proved"):
+        compiled(tmp_path, max_drop="sqnr=20")
+    assert list(tmp_path.iterdir()) == []
