@@ -57,6 +57,11 @@ def constant(module: nn.Module, node: Any) -> Tensor | None:
     return None
 
 
+def same_kind(old: Tensor, value: Tensor) -> Tensor:
+    """Make a value a Parameter if `old` is one, trainable as that is."""
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+
+
 def argument(node: fx.Node, name: str) -> Any:
     """Return an argument of an op call by its schema name; its default if it is not given."""
     if name in node.kwargs:

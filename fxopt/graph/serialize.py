@@ -27,7 +27,7 @@ from fxopt.errors import ModelError
 from fxopt.graph import blocks, dynamic_lstm, ops, quantized
 from fxopt.graph.lift import program_from_exported
 from fxopt.graph.program import Program, TensorSpec
-from fxopt.graph.rewrite import get_attribute, set_attribute
+from fxopt.graph.rewrite import get_attribute, same_kind, set_attribute
 from fxopt.graph.verify import verify
 
 EXTRA_FILE = "fxopt.json"
@@ -313,5 +313,4 @@ def _compact(tensor: Tensor) -> Tensor:
     """Copy a tensor that shows a part of a larger storage, or a transposed one: torch.export.save writes it whole."""
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
         return tensor
-    copy = tensor.detach().contiguous().clone()
-    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+    return same_kind(tensor, tensor.detach().contiguous().clone())

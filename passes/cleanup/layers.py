@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxopt.graph.rewrite import Edit, argument, constant, set_attribute
+from fxopt.graph.rewrite import Edit, argument, constant, same_kind, set_attribute
 
 aten = torch.ops.aten
 BLOCK = 2**22  # elements of a weight held as float64 at a time
@@ -177,8 +177,7 @@ def write(edit: Edit, layer: Layer, weight: Tensor, bias: Tensor | None) -> None
 
 def like(old: Tensor, value: Tensor) -> Tensor:
     """Give a value the dtype of `old`, and make it a Parameter if that is one."""
-    value = value.to(old.dtype).contiguous()
-    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    return same_kind(old, value.to(old.dtype).contiguous())
 
 
 def bias_name(weight_name: str) -> str:
@@ -191,8 +190,8 @@ def replace_tensor(edit: Edit, user: fx.Node, old: fx.Node, value: Tensor) -> fx
     """Return a node that reads `value`: under the name of `old` if `user` alone uses that, else under a new one."""
     readers = edit.graph.find_nodes(op="get_attr", target=old.target, sort=False)
     uses = sum(item is old for item in (*user.args, *user.kwargs.values()))
-    same_kind = isinstance(edit.constant(old), nn.Parameter) == isinstance(value, nn.Parameter)
-    if len(readers) > 1 or set(old.users) != {user} or uses > 1 or not same_kind:
+    other_kind = isinstance(edit.constant(old), nn.Parameter) != isinstance(value, nn.Parameter)
+    if len(readers) > 1 or set(old.users) != {user} or uses > 1 or other_kind:
         return edit.add_constant(str(old.target), value, before=user)
     set_attribute(edit.module, str(old.target), value)
     if old.meta["val"].shape != value.shape:

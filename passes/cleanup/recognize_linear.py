@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxopt.graph.program import Program
-from fxopt.graph.rewrite import Edit, argument, constant
+from fxopt.graph.rewrite import Edit, argument, constant, same_kind
 
 aten = torch.ops.aten
 # Input, matrix and what is added, by their names in the schema.
@@ -25,7 +25,6 @@ PRODUCTS: dict[Any, tuple[str, str, str | None]] = {
     aten.mm.default: ("self", "mat2", None),
     aten.addmm.default: ("mat1", "mat2", "self"),
 }
-LAST_TWO = ({0, 1}, {-1, -2})
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,14 @@ def _is_bias(module: nn.Module, node: fx.Node, bias: fx.Node) -> bool:
 
 def _turned(matrix: fx.Node) -> fx.Node | None:
     """Return the matrix that a node transposes."""
-    dims: set[Any] = set()
-    if matrix.target in (aten.t.default, aten.numpy_T.default, aten.mT.default):
-        dims = {0, 1}
-    elif matrix.target is aten.transpose.int:
-        dims = {argument(matrix, "dim0"), argument(matrix, "dim1")}
-    elif matrix.target is aten.permute.default and list(argument(matrix, "dims")) in ([1, 0], [-1, -2]):
-        dims = {0, 1}
-    source = matrix.args[0] if dims in LAST_TWO else None
+    if matrix.op != "call_function" or not isinstance(matrix.meta["val"], Tensor) or matrix.meta["val"].ndim != 2:
+        return None
+    turned = matrix.target in (aten.t.default, aten.numpy_T.default, aten.mT.default)
+    if matrix.target is aten.transpose.int:
+        turned = (argument(matrix, "dim0") - argument(matrix, "dim1")) % 2 == 1
+    elif matrix.target is aten.permute.default:
+        turned = argument(matrix, "dims")[0] % 2 == 1
+    source = matrix.args[0] if turned else None
     return source if isinstance(source, fx.Node) else None
 
 
@@ -104,9 +103,5 @@ def _transposed(edit: Edit, matrix: fx.Node, user: fx.Node, known: dict[str, fx.
     if name not in known:
         value = edit.constant(matrix)
         assert value is not None
-        known[name] = edit.add_constant(f"{name}_transposed", _like(value, value.detach().t()), before=user)
+        known[name] = edit.add_constant(f"{name}_transposed", same_kind(value, value.detach().t()), before=user)
     return known[name]
-
-
-def _like(old: Tensor, value: Tensor) -> Tensor:
-    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value

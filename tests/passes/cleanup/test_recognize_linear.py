@@ -53,6 +53,14 @@ def test_case_1_one_weight_for_all_products_with_a_matrix() -> None:
     assert list(tensors(check(turn, program, x))) == ["w_transposed"]
 
 
+@pytest.mark.parametrize(
+    "turn_back", [lambda w: w.transpose(0, 0), lambda w: w.permute(0, 1), lambda w: w.permute(-2, 1)]
+)
+def test_case_3_a_square_matrix_that_is_not_turned(turn_back: Callable[[Tensor], Tensor]) -> None:
+    x = image()
+    check(Pipeline(CLEANUP), of(lambda m, x: x @ turn_back(m.w), x, w=matrix(4, 4)), x)
+
+
 def test_case_2_bias() -> None:
     x = torch.randn(3, 4)
     result = check(turn, of(lambda m, x: torch.addmm(m.b, x, m.w), x, w=matrix(), b=nn.Parameter(torch.randn(6))), x)
@@ -61,7 +69,15 @@ def test_case_2_bias() -> None:
 
 @pytest.mark.parametrize(
     "transpose",
-    [lambda w: w.t(), lambda w: w.T, lambda w: w.mT, lambda w: w.transpose(-1, -2), lambda w: w.permute(1, 0)],
+    [
+        lambda w: w.t(),
+        lambda w: w.T,
+        lambda w: w.mT,
+        lambda w: w.transpose(-1, -2),
+        lambda w: w.transpose(0, -1),
+        lambda w: w.permute(1, 0),
+        lambda w: w.permute(-1, 0),
+    ],
 )
 def test_case_3_a_tied_matrix_stays_tied(transpose: Callable[[Tensor], Tensor]) -> None:
     tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
