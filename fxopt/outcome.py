@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxopt.choose import AT_ONCE, MARGIN, SAMPLES, Candidate, choose, explain, try_candidates, why_float
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
 from fxopt.errors import ValidationError
 from fxopt.fidelity import hold_out
+from fxopt.graph.cost import tensors
 from fxopt.graph.memory import release_memory
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
@@ -106,7 +108,7 @@ def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
         return Outcome(tried.proved[best.name], tried.reference, candidates, best, notes, tried.rows[best.name])
     integer = {name for proved in tried.proved.values() for name in integer_nodes(proved.program)}
     tried.proved.clear()
-    reasons = dict.fromkeys(integer, f"of all files, {why_float(candidates)}")
+    reasons = {**tried.float_reasons, **dict.fromkeys(integer, f"of all files, {why_float(candidates)}")}
     return _float(job, _cleaned(job, program), inputs, candidates, notes, reasons)
 
 
@@ -115,6 +117,7 @@ class _Tried:
     """The proved candidates and their layers, by name, the float model, and the samples to compare them on.
 
     `notes` tell which ones are not proved: others may be, and one failure does not end the compilation.
+    `float_reasons`: why the nodes of candidates without any integers are float; such candidates are the float model.
     """
 
     job: Job
@@ -125,17 +128,29 @@ class _Tried:
     proved: dict[str, Proved] = field(default_factory=dict)
     rows: dict[str, tuple[LayerRow, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    float_reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, way: Quantization, kept: Mapping[str, str] | None = None) -> Proved | None:
-        """Prove a candidate; None, with a note, if that fails."""
+        """Prove a candidate; None, with a note, if that fails or it is a float model."""
         try:
             proved = prove_quantized(self.job, name, way, self.inputs, kept)
         except ValidationError as error:
             self.notes.append(unproved(name, error))
             return None
+        if not _has_integers(proved.program):
+            self.notes.append(f"{name} is out: it finds nothing to quantize")
+            self.float_reasons |= proved.float_reasons
+            return None
         self.proved[name] = proved
         self.rows[name] = self.layers.rows(proved, exact_program(way, self.layers.baseline))
         return proved
+
+
+def _has_integers(program: Program) -> bool:
+    """Say whether anything is computed or stored as 8 bits or fewer."""
+    return bool(integer_nodes(program)) or any(
+        value.dtype in (torch.int8, torch.uint8) for value in tensors(program).values()
+    )
 
 
 def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> _Tried:
@@ -214,7 +229,7 @@ def _float(
     """Prove the float model: as what was asked for, or because no candidate is better, with layers that say so."""
     proved = prove(job, "float", baseline, inputs, reasons)
     reference = reference_of(job, baseline, inputs, proved)
-    rows = Layers(job, baseline, reference.path, inputs, None).rows(proved, baseline) if candidates else ()
+    rows = Layers(job, baseline, reference.path, inputs, None).rows(proved, baseline) if candidates or notes else ()
     return Outcome(proved, reference, candidates, None, notes, rows)
 
 

@@ -178,6 +178,23 @@ def test_a_candidate_that_is_not_proved_is_out(
     assert f"{failing.split()[0]} is out: {failing.split()[0]}.onnx is not proved: it differs" in found.report.notes
 
 
+def test_a_candidate_without_integers_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LSTM has no static form: of its two ways one is the float model, and exact."""
+    monkeypatch.setattr("fxopt.choose.NOISE", 100.0)  # nothing is too slow
+    x = torch.randn(5, 1, 24)
+    found = fxopt.compile(nn.LSTM(24, 96), x, calibration=[x], target="x86")
+    assert [candidate.name for candidate in found.report.candidates] == ["mixed"]
+    assert found.report.census.kernels.get("DynamicQuantizeLSTM") == 1
+    assert "static is out: it finds nothing to quantize" in found.report.notes
+
+
+def test_a_model_without_anything_to_quantize_stays_float() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    found = fxopt.compile(nn.Conv2d(3, 2, 3), x, calibration=[x], target="x86")
+    assert found.report.is_float and found.report.candidates == ()
+    assert [row.reason for row in found.report.layers] == ["2 output channels; the target takes 16+, in 4s"]
+
+
 def test_the_race_of_int8_is_a_real_one(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxopt.outcome.WORTH_A_TRY", 2.0)
     found = fxopt.compile(model, X[:1], calibration=[X], target="x86", dynamic="batch")
