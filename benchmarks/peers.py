@@ -3,7 +3,7 @@
 On one and the same model every tool makes an int8 ONNX file, in a process of its own; then one process times all files
 in turn in onnxruntime and compares their outputs with the float file's. Peers that cannot live beside this package's
 dependencies have environments of their own, made once by `python -m benchmarks.peers --install FOLDER` and used with
-`--environments FOLDER`.
+`--environments FOLDER`. Models with trained weights, which have a task to score, are compared when named by --models.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.peer_tools.cases import CASES
 from benchmarks.peer_tools.environments import install
 from benchmarks.peer_tools.plot import plot
 from benchmarks.peer_tools.prepare import EXPORTERS
+from benchmarks.peer_tools.real_cases import ALL_CASES
 from benchmarks.peer_tools.run import Settings, compare
 from benchmarks.peer_tools.table import model_table, summary
 from benchmarks.peer_tools.tools import TOOLS
@@ -87,7 +88,7 @@ def _folder(kept: Path | None, name: str) -> Iterator[Path]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["int8"], default="int8")
-    parser.add_argument("--models", nargs="*", default=list(CASES), choices=list(CASES), metavar="MODEL")
+    parser.add_argument("--models", nargs="*", default=list(CASES), choices=list(ALL_CASES), metavar="MODEL")
     parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS), metavar="TOOL")
     parser.add_argument("--install", type=Path, metavar="FOLDER", help="make the peers' environments there, and stop")
     parser.add_argument("--environments", type=Path, metavar="FOLDER", help="where --install made them")

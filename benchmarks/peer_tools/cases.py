@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,8 +29,10 @@ STEPS, FEATURES, HIDDEN = 64, 40, 256
 class Case:
     """One model of one output, and its inputs of batch 1.
 
-    `samples(split, count)` yields inputs, never the same ones in both splits. `kind` is what a peer is told of the
-    model. `classifies`: whether the largest output means anything.
+    - `samples(split, count)` yields inputs, never the same ones in both splits. `kind` is what a peer is told of the
+      model. `classifies`: whether the largest output means anything.
+    - `evaluate` gets a function from the tensors of one sample to the outputs, and returns what `metric` names; None
+      where there is no task.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Case:
     build: Callable[[], nn.Module]
     samples: Callable[[Split, int], Iterator[Inputs]]
     classifies: bool = True
+    evaluate: Callable[[Callable[..., Sequence[Tensor]]], float] | None = None
+    metric: str = ""
 
 
 def _images(split: Split, count: int) -> Iterator[Inputs]:

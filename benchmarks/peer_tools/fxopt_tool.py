@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peer_tools.cases import CASES
 from benchmarks.peer_tools.job import Job, main, stopwatch
+from benchmarks.peer_tools.real_cases import ALL_CASES
 from benchmarks.peer_tools.tools import LATENCY
 from fxopt import __version__, compile
 from fxopt.target import find_target
@@ -16,7 +16,7 @@ from fxopt.target import find_target
 
 def quantize(job: Job) -> Mapping[str, object]:
     """Compile the model as the user would, from its module."""
-    case = CASES[job.name]
+    case = ALL_CASES[job.name]
     items = [{name: torch.from_numpy(array) for name, array in sample.items()} for sample in job.calibration()]
     example = next(case.samples("calibration", 1))
     calibration = items if isinstance(example, dict) else [tuple(item.values()) for item in items]

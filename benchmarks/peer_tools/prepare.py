@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peer_tools.cases import CASES
+from benchmarks.peer_tools.real_cases import ALL_CASES
 from benchmarks.zoo_models.model import Inputs
 from fxopt import compile
 from fxopt.export.session import Session
@@ -24,7 +24,7 @@ EXPORTERS = ("fxopt", "torch")
 
 def prepare(folder: Path, name: str, calibration: int, held_out: int, exporter: str) -> None:
     """Write the float network in both forms, the inputs, and what else a tool may know of the model."""
-    case = CASES[name]
+    case = ALL_CASES[name]
     model = case.build()
     example = next(case.samples("calibration", 1))
     path = folder / "float.onnx"
@@ -56,7 +56,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("model", choices=list(CASES))
+    parser.add_argument("model", choices=list(ALL_CASES))
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--exporter", choices=EXPORTERS, default="fxopt")

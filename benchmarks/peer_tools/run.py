@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_tools.cases import CASES
 from benchmarks.peer_tools.environments import python_of
+from benchmarks.peer_tools.real_cases import ALL_CASES
 from benchmarks.peer_tools.score import FLOAT
 from benchmarks.peer_tools.tools import LATENCY, OURS, TOOLS
 from benchmarks.peer_tools.verdict import judge
@@ -58,7 +58,7 @@ def compare(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
     error = _prepare(name, settings, folder)
     if error is not None:
         return {"model": name, "error": error, "rows": []}
-    wanted = [(tool, setting) for tool in settings.tools for setting in TOOLS[tool].settings_for(CASES[name].kind)]
+    wanted = [(tool, setting) for tool in settings.tools for setting in TOOLS[tool].settings_for(ALL_CASES[name].kind)]
     result = _measure(name, wanted, settings, folder)
     for _ in range(settings.matches):
         missed = judge(result["rows"]).undominated

@@ -1,4 +1,4 @@
-"""Score all int8 files of one model in one process: latency in turn, error on held-out inputs, census.
+"""Score all int8 files of one model in one process: latency in turn, error on held-out inputs, task, census.
 
 `python -m benchmarks.peer_tools.score FOLDER --seconds 10`, which writes FOLDER/scores.json.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peer_tools.job import samples
+from benchmarks.peer_tools.real_cases import ALL_CASES
 from fxopt.errors import FxoptError
 from fxopt.export.census import take_census
 from fxopt.export.compare import compare_output
@@ -33,9 +34,10 @@ def score(folder: Path, seconds: float, threads: Sequence[int]) -> dict[str, dic
     settings = {label: _session_settings(folder, label) for label in labels}
     reference = _outputs(Session(folder / "float.onnx"), items)
     rows: dict[str, dict[str, Any]] = {FLOAT: {"bytes": _bytes(folder / "float.onnx")}}
+    rows[FLOAT]["metric"] = _metric(case["name"], Session(folder / "float.onnx"))
     for label in labels:
         try:
-            rows[label] = _figures(folder / f"{label}.onnx", items, reference, settings[label], case["classifies"])
+            rows[label] = _figures(folder / f"{label}.onnx", items, reference, settings[label], case)
         except FxoptError as error:
             rows[label] = {"error": str(error)}
     running = [label for label, row in rows.items() if "error" not in row]
@@ -51,22 +53,34 @@ def score(folder: Path, seconds: float, threads: Sequence[int]) -> dict[str, dic
 
 
 def _figures(
-    path: Path, items: Sequence[Sequence[Tensor]], reference: Tensor, settings: Mapping[str, str], classifies: bool
+    path: Path,
+    items: Sequence[Sequence[Tensor]],
+    reference: Tensor,
+    settings: Mapping[str, str],
+    case: Mapping[str, Any],
 ) -> dict[str, Any]:
-    outputs = _outputs(Session(path, settings=settings), items)
+    session = Session(path, settings=settings)
+    outputs = _outputs(session, items)
     middle = reference.mean(0)
     census = take_census(path, settings=settings)
     error = compare_output("output", reference, outputs)
     return {
         "sqnr": error.sqnr,
         "centred_sqnr": compare_output("output", reference - middle, outputs - middle).sqnr,
-        "agreement": error.agreement if classifies else None,
+        "agreement": error.agreement if case["classifies"] else None,
+        "metric": _metric(case["name"], session),
         "bytes": _bytes(path),
         "kernels": dict(census.kernels),
         "integer_kernels": census.integer_kernels,
         "float_compute": len(census.float_compute),
         "weight_dequantize": census.weight_dequantize,
     }
+
+
+def _metric(name: str, session: Session) -> float | None:
+    """Return the figure of a file in the model's task, if that has one."""
+    evaluate = ALL_CASES[name].evaluate
+    return None if evaluate is None else evaluate(session)
 
 
 def _outputs(session: Session, items: Sequence[Sequence[Tensor]]) -> Tensor:

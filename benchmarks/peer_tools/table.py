@@ -8,7 +8,22 @@ from typing import Any
 from benchmarks.peer_tools.score import FLOAT
 from benchmarks.peer_tools.verdict import Verdict, geometric_mean, judge
 
-HEAD = ("tool", "setting", "x 1t", "x 2t", "SQNR", "centred", "top-1", "size", "cpu s", "integer", "float", "wDQ", "")
+HEAD = (
+    "tool",
+    "setting",
+    "x 1t",
+    "x 2t",
+    "SQNR",
+    "centred",
+    "top-1",
+    "metric",
+    "size",
+    "cpu s",
+    "integer",
+    "float",
+    "wDQ",
+    "",
+)
 ERROR_SHOWN = 90
 
 
@@ -57,6 +72,7 @@ def _cells(row: Mapping[str, Any], float_bytes: int | None, stars: set[str]) -> 
         *(_number(row.get(key), "{:.2f}") for key in ("speedup_1", "speedup_2")),
         *(_number(row.get(key), "{:.1f}") for key in ("sqnr", "centred_sqnr")),
         _number(row.get("agreement"), "{:.3f}"),
+        _number(row.get("metric"), "{:.4f}"),
         _number(float_bytes and row.get("bytes") and row["bytes"] / float_bytes, "{:.2f}"),
         _number(row.get("cpu_seconds"), "{:.1f}"),
         *(_number(row.get(key), "{}") for key in ("integer_kernels", "float_compute", "weight_dequantize")),
