@@ -33,7 +33,7 @@ from fxopt.outcome import Outcome, best_way, best_within, by_passes, float_model
 from fxopt.recipes import NAMES, NEED_DATA
 from fxopt.reference import figures_of
 from fxopt.report import Report
-from fxopt.target import OPSETS, Target, find_target
+from fxopt.target import OPSETS, TARGETS, Target, find_target
 
 Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
 Recipe = Name | Pipeline | Sequence[Pass]
@@ -113,8 +113,14 @@ def compile(
 
 
 def resolve_target(target: str | Target) -> Target:
-    """Return a Target; "auto" is the one of this machine."""
-    return find_target(this_machine() if target == "auto" else target)
+    """Return a row of TARGETS; "auto" is the one of this machine. Raises TargetError for a Target that is no row."""
+    found = find_target(this_machine() if target == "auto" else target)
+    if TARGETS.get(found.name) is not found:  # passes look targets up by name
+        raise TargetError(
+            f"This Target '{found.name}' is not fxopt.TARGETS['{found.name}']. Give it a name of its own and add it: "
+            "fxopt.TARGETS['mine'] = dataclasses.replace(target, name='mine'); then pass target='mine'."
+        )
+    return found
 
 
 def _check_choices(recipe: Recipe, opset: int | None, calibration: Any, budget: Budget | None, measure: bool) -> None:

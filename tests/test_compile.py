@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fxopt
 from fxopt import passes
 from fxopt.choose import Candidate
-from fxopt.errors import ModelError, PassError, ValidationError
+from fxopt.errors import ModelError, PassError, TargetError, ValidationError
 from fxopt.export.measure import KernelTime, Measurement
 from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
@@ -299,6 +299,19 @@ def test_the_target_of_this_machine_is_in_report_and_metadata(
     found = fxopt.compile(model, X[:1], recipe=recipe, calibration=[X], dynamic="batch", measure=False)
     assert found.report.target == name and f"target='{name}'" in " ".join(found.report.history)
     assert {entry.key: entry.value for entry in found.model.proto.metadata_props}["fxopt.target"] == name
+
+
+def test_a_target_of_ones_own_is_added_under_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes look targets up by name: the changed one must not pass for the row it was made of."""
+    kernels = replace(fxopt.TARGETS["x86"].convolution, output_minimum=1024)
+    own = replace(fxopt.TARGETS["x86"], convolution=kernels)
+    net = nn.Conv2d(4, 16, 3).eval()
+    x = torch.randn(2, 4, 8, 8)
+    with pytest.raises(TargetError, match=r"TARGETS\['mine'\]"):
+        fxopt.compile(net, x, recipe="int8-static", calibration=[x], target=own, measure=False)
+    monkeypatch.setitem(fxopt.TARGETS, "mine", replace(own, name="mine"))
+    found = fxopt.compile(net, x, recipe="int8-static", calibration=[x], target="mine", measure=False)
+    assert found.report.census.integer_kernels == 0 and found.report.target == "mine"
 
 
 @pytest.mark.parametrize("target", fxopt.TARGETS.values(), ids=lambda target: target.name)
