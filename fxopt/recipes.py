@@ -218,11 +218,12 @@ def _tensors(items: Iterable[Any], program: Program) -> list[tuple[Tensor, ...]]
 
 
 def weights_only(baseline: Program, bits: int, data: Iterable[Any] | None) -> Quantization:
-    """Quantize the weights of linears in groups, fitted to data if there is any."""
+    """Quantize the weights of linears in groups, fitted to data if there is any, and the tables of embeddings."""
 
     def quantize(kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         step: Pass = QuantizeWeights(bits, keep_float=kept) if data is None else Gptq(data, bits, keep_float=kept)
-        return weight_float_reasons(baseline, bits, keep_float=kept), Pipeline((step,))(baseline)
+        layers = Pipeline((step,))(baseline)
+        return _with_embeddings(weight_float_reasons(baseline, bits, keep_float=kept), layers, kept)
 
     return quantize
 

@@ -243,6 +243,17 @@ def test_weights_alone_are_quantized(recipe: Any, ratio: float, data: list[Tenso
     assert found.report.history[-1].startswith("QuantizeWeights(" if data is None else "Gptq(")
 
 
+def test_weights_alone_include_the_tables_of_embeddings() -> None:
+    model = nn.Sequential(nn.Embedding(500, 64), nn.Linear(64, 500))
+    tokens = torch.arange(12).view(2, 6)
+    found = fxopt.compile(model, tokens, recipe="int4-weights", target="x86", measure=False)
+    assert [(row.op, row.precision) for row in found.report.layers] == [
+        ("aten.embedding.default", "int8 weights"),
+        ("aten.linear.default", "int4 weights"),
+    ]
+    assert found.validation.ok and found.report.result.file_bytes < 0.25 * found.report.baseline.file_bytes
+
+
 def test_a_program_can_be_compiled_and_loaded_again(model: nn.Module, tmp_path: Path) -> None:
     program = fxopt.capture(model, X[:1], dynamic="batch")
     program.save(tmp_path / "model.pt2")
