@@ -116,34 +116,41 @@ def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
 class _Tried:
     """The proved candidates and their layers, by name, the float model, and the samples to compare them on.
 
-    `notes` tell which ones are not proved: others may be, and one failure does not end the compilation.
-    `float_reasons`: why the nodes of candidates without any integers are float; such candidates are the float model.
+    - `notes` tell which ones are not proved: others may be, and one failure does not end the compilation.
+    - `float_reasons`: why the nodes of candidates without any integers are float; such candidates are the float model.
+
+    It outlives the float Program, whose weights must not be in memory when files are timed: nothing here holds that.
     """
 
-    job: Job
-    inputs: tuple[Tensor, ...]
     reference: Reference
-    layers: Layers
     samples: list[tuple[Tensor, ...]]
     proved: dict[str, Proved] = field(default_factory=dict)
     rows: dict[str, tuple[LayerRow, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     float_reasons: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, way: Quantization, kept: Mapping[str, str] | None = None) -> Proved | None:
-        """Prove a candidate; None, with a note, if that fails or it is a float model."""
-        try:
-            proved = prove_quantized(self.job, name, way, self.inputs, kept)
-        except ValidationError as error:
-            self.notes.append(unproved(name, error))
-            return None
-        if not _has_integers(proved.program):
-            self.notes.append(f"{name} is out: it finds nothing to quantize")
-            self.float_reasons |= proved.float_reasons
-            return None
-        self.proved[name] = proved
-        self.rows[name] = self.layers.rows(proved, exact_program(way, self.layers.baseline))
-        return proved
+
+def _try(
+    tried: _Tried,
+    name: str,
+    way: Quantization,
+    layers: Layers,
+    inputs: tuple[Tensor, ...],
+    kept: Mapping[str, str] | None = None,
+) -> Proved | None:
+    """Prove a candidate; None, with a note, if that fails or it is a float model."""
+    try:
+        proved = prove_quantized(layers.job, name, way, inputs, kept)
+    except ValidationError as error:
+        tried.notes.append(unproved(name, error))
+        return None
+    if not _has_integers(proved.program):
+        tried.notes.append(f"{name} is out: it finds nothing to quantize")
+        tried.float_reasons |= proved.float_reasons
+        return None
+    tried.proved[name] = proved
+    tried.rows[name] = layers.rows(proved, exact_program(way, layers.baseline))
+    return proved
 
 
 def _has_integers(program: Program) -> bool:
@@ -161,17 +168,17 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     data = CalibrationData(source, baseline, job.calibration_item)
     layers = Layers(job, baseline, reference.path, inputs, few_samples(data.source, baseline))
     items = first_samples(calibration_inputs(data.source, baseline), SAMPLES)
-    tried = _Tried(job, inputs, reference, layers, split_items(items, baseline, AT_ONCE))
+    tried = _Tried(reference, split_items(items, baseline, AT_ONCE))
     for name, way in _ways(job, "int8", baseline, data):
-        proved = tried.add(name, way)
+        proved = _try(tried, name, way, layers, inputs)
         losers = _losers(job, proved, baseline, reference, inputs) if name == "static" and proved is not None else {}
         if proved is not None and losers:
-            tried.add("timed", way, {**proved.kept, **losers})
+            _try(tried, "timed", way, layers, inputs, {**proved.kept, **losers})
         del way, proved
     if "mixed" not in tried.proved and _dynamic_may_do(job, tried.proved.get("static"), baseline, reference, inputs):
         with job.stage("quantize"):
             dynamic = dynamic_int8(baseline, job.target, data)
-        tried.add("dynamic", dynamic)
+        _try(tried, "dynamic", dynamic, layers, inputs)
     return tried
 
 
