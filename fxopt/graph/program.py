@@ -63,6 +63,8 @@ class Program:
     - `dims`: the user's name of each dynamic dimension, by its symbol.
     - `history`: the reprs of the passes applied, in order. `notes`: what the user should know (specialised
       dimensions, dropped state updates, nodes left alone and why).
+    - `kept`: which positions of the captured model are left where channels were removed: node name -> dimension ->
+      positions. What is not listed is whole.
     """
 
     module: fx.GraphModule
@@ -75,6 +77,7 @@ class Program:
     history: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     parameters_of_call: tuple[str, ...] = ()
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
