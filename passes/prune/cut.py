@@ -77,6 +77,8 @@ def _propagate(removal: Removal, edit: Edit, node: fx.Node) -> None:
         first = str(error).splitlines()[0]
         raise PassError(f"Without channels, {where(node)} rejects its arguments: {first}. {REPORT}") from error
     actual = _shapes(copy.meta["val"])
+    if any(len(label) and not removal.keep(label).any() for label in flat_labels(removal.found.labels[node])):
+        raise PassError(f"Without channels, nothing is left of a dimension of {where(node)}.")
     if actual != expected:
         raise PassError(f"Without channels, {where(node)} gives {actual}; its rule predicts {expected}. {REPORT}")
 

@@ -2,13 +2,14 @@
 
 A *unit* is one atom that tensors of the module hold and nothing freezes: an output channel with all that reads it, an
 attention head, a position of every head. Units that cut the same dimensions of the same tensors in as many positions
-are alike, and form a *group*; how many of a group stay is one width of the network.
+are alike, and form a *group*; how many of a group stay is one width of the network. Where units that are alike meet
+in one position, as heads and their positions do where there are as many of both, those made together are a group.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,13 +122,15 @@ def groups_of(found: Coordinates) -> ChannelGroups:
         key = (dims.tobytes(), counts.tobytes())
         alike.setdefault(key, []).append(unit)
         members.setdefault(key, (dims, counts))
+    meeting = _meeting(found, table, list(alike.values()))
     groups = tuple(
         Group(
             tuple(units),
             tuple(Member(table.dims[d][0], table.dims[d][1], int(n)) for d, n in zip(*members[key], strict=True)),
             any(unit in inexact for unit in units),
         )
-        for key, units in alike.items()
+        for number, (key, several) in enumerate(alike.items())
+        for units in (_by_birth(found, several) if number in meeting else [several])
     )
     return ChannelGroups(groups, tuple(_frozen(found)), dict(found.unknown), found)
 
@@ -182,6 +185,24 @@ def _by_unit(table: Occurrences) -> Iterator[tuple[int, Label, Label]]:
     starts = np.flatnonzero(np.diff(units, prepend=-1)).tolist()
     for start, end in itertools.pairwise([*starts, len(pairs)]):
         yield int(units[start]), dims[start:end], counts[start:end]
+
+
+def _meeting(found: Coordinates, table: Occurrences, kinds: Sequence[list[int]]) -> set[int]:
+    """Return the numbers of the kinds of units of which two meet in one position."""
+    kind = np.zeros(found.symbols.count, np.int64)
+    for number, units in enumerate(kinds):
+        kind[units] = number
+    longest = int(table.position.max(initial=0)) + 1
+    places = (kind[table.unit] * len(table.dims) + table.dim) * longest + table.position
+    unique, counts = np.unique(places, return_counts=True)
+    return set((unique[counts > 1] // (longest * len(table.dims))).tolist())
+
+
+def _by_birth(found: Coordinates, units: list[int]) -> list[list[int]]:
+    births: dict[int, list[int]] = {}
+    for unit in units:
+        births.setdefault(int(found.symbols.birth[unit]), []).append(unit)
+    return list(births.values())
 
 
 def _inexact_atoms(found: Coordinates) -> set[int]:

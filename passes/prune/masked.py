@@ -18,6 +18,7 @@ from fxopt.errors import PassError
 from fxopt.graph.interpret import Step, Values, run, run_steps
 from fxopt.graph.program import TRAINING_ARGUMENT, Program
 from fxopt.graph.rewrite import get_attribute
+from fxopt.passes.cleanup.purity import is_training
 from fxopt.passes.prune.coordinates import Removal
 from fxopt.passes.prune.cut import select
 from fxopt.passes.prune.rule import Value
@@ -54,11 +55,11 @@ def relative_error(expected: Tensor, actual: Tensor) -> float:
         return float("inf") if not torch.equal(expected, actual) else 0.0
     left, right = expected.double().flatten(), actual.double().flatten()
     same = (left == right) | (left.isnan() & right.isnan())
-    if bool(same.all()):
-        return 0.0
     finite = left[left.isfinite()]
     if len(finite) == 0:
-        return float("inf")
+        return float("inf") if len(left) else 0.0  # nothing but NaN proves nothing
+    if bool(same.all()):
+        return 0.0
     span = max(float(finite.abs().max()), float(finite.max() - finite.min()), 1e-12)
     return float((left - right)[~same].abs().max()) / span
 
@@ -94,9 +95,9 @@ def _step(removal: Removal, result: Program, node: fx.Node, copy: fx.Node | None
 
 
 def _in_inference(node: fx.Node) -> tuple[Any, ...]:
-    position = TRAINING_ARGUMENT.get(node.target)
-    if position is None or position >= len(node.args) or node.args[position] is not True:
+    if not is_training(node):
         return node.args
+    position = TRAINING_ARGUMENT[node.target]
     return (*node.args[:position], False, *node.args[position + 1 :])
 
 

@@ -5,16 +5,19 @@ y = W2 relu(W1 x)  ->  y = W2[:, kept] relu(W1[kept] x), and so for all that liv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from fxopt.errors import PassError
 from fxopt.graph.example import example_of
+from fxopt.graph.interpret import run
 from fxopt.graph.program import Program
 from fxopt.passes.prune.coordinates import Coordinates, Removal, coordinates
 from fxopt.passes.prune.cut import cut
+from fxopt.passes.prune.empty_dimensions import without_empty
 from fxopt.passes.prune.groups import ChannelGroups, Group, groups_of, occurrences
 from fxopt.passes.prune.masked import prove
 from fxopt.passes.prune.remaining_macs import remaining_macs
@@ -30,6 +33,7 @@ class RemoveChannels:
     - `macs`: the share of multiply-accumulate operations to leave, in (0, 1); met within 2 % of the original's.
     - `score`: what matters, "l2" or "l1": the weights of all that goes together, relative to the mean of its group.
     - `round_to`: widths stay multiples of this where the group has enough units.
+    - `inputs`: tensors to prove it on, in order (see Program.flatten); made from the specs where none are given.
     - `keep`: names of tensors or modules that lose nothing ("layer1", "head.weight").
 
     1. What goes together follows from the graph (see coordinates): residual sums, concatenations, reshapes to heads,
@@ -47,6 +51,7 @@ class RemoveChannels:
     score: Literal["l2", "l1"] = "l2"
     round_to: int = 16
     keep: tuple[str, ...] = ()
+    inputs: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, program: Program) -> Program:
         """Return the smaller Program; it shares every tensor that loses nothing."""
@@ -57,7 +62,7 @@ class RemoveChannels:
         scores = unit_scores(found, occurrences(found), candidates, self.score)
         events = events_of(candidates, scores, self.round_to)
         removed = select_units(events, remaining_macs(found), found.symbols.count, self.macs)
-        return remove_units(groups, removed, self)
+        return remove_units(groups, without_empty(found, removed), self, self.inputs)
 
     def _check(self) -> None:
         if not 0 < self.macs < 1:
@@ -68,15 +73,30 @@ class RemoveChannels:
             raise PassError(f"round_to={self.round_to} is what widths are multiples of: 1 or more.")
 
 
-def remove_units(groups: ChannelGroups, removed: Mask, by: object) -> Program:
+def remove_units(groups: ChannelGroups, removed: Mask, by: object, inputs: tuple[Tensor, ...] | None = None) -> Program:
     """Return the Program of `groups` without the units marked in `removed`, a mask over symbols, and prove it.
 
     Raises PassError if the result is not the masked original.
     """
     removal = Removal(groups.coordinates, removed)
     result = cut(removal, by)
-    prove(removal, result, example_of(result))
+    prove(removal, result, _inputs_of(groups.coordinates.program) if inputs is None else inputs)
     return result.with_note(*_notes(groups, removal))
+
+
+def _inputs_of(program: Program) -> tuple[Tensor, ...]:
+    """Make inputs that the Program can run on: integers of 0 and 1, or all 0 where those index out of a table."""
+    inputs = example_of(program)
+    for candidate in (inputs, tuple(value if value.is_floating_point() else value * 0 for value in inputs)):
+        try:
+            run(program, candidate)
+        except (IndexError, RuntimeError):
+            continue
+        return candidate
+    raise PassError(
+        "No inputs could be made on which this Program runs, so that nothing can be proved. Pass some: "
+        "RemoveChannels(inputs=program.flatten(...))."
+    )
 
 
 def units_mask(found: Coordinates, units: list[int]) -> Mask:

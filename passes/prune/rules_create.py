@@ -28,6 +28,11 @@ def _fixed(call: Call) -> Labels:
     return call.fixed_result()
 
 
+def _one_hot(call: Call) -> Labels:
+    """Classes stay, each position has its own."""
+    return (*call.labels("self"), call.fixed_result()[-1])
+
+
 FILLED = ChannelRule(_filled, _smaller)
 FIXED = ChannelRule(_fixed)
 
@@ -45,7 +50,7 @@ CREATE_RULES: dict[Any, ChannelRule] = {
     aten.eye.default: FIXED,
     aten.eye.m: FIXED,
     aten.scalar_tensor.default: FIXED,
-    aten.one_hot.default: FIXED,
+    aten.one_hot.default: ChannelRule(_one_hot),
     aten.tril.default: FIXED,
     aten.triu.default: FIXED,
 }

@@ -32,24 +32,28 @@ class Symbols:
     """The symbols of one graph, their classes, and why the frozen ones are frozen.
 
     `parent` is the union-find; a free symbol may have a product as its root. `left` and `right` are the factors of a
-    product. `why` of a root is the number of its reason in `reasons`; 0: it is not frozen.
+    product. `why` of a root is the number of its reason in `reasons`; 0: it is not frozen. `birth` tells which symbols
+    were made together.
     """
 
     def __init__(self) -> None:
         self.reasons: list[str] = ["", "its size is fixed"]
-        self.parent, self.left, self.right, self.why = (np.zeros(1024, np.int64) for _ in range(4))
+        self.parent, self.left, self.right, self.why, self.birth = (np.zeros(1024, np.int64) for _ in range(5))
         self.count = 1
+        self.births = 0
         self.why[FIXED] = 1
 
     def fresh(self, size: int) -> Label:
         """Return `size` new free symbols."""
         while self.count + size > len(self.parent):
-            self.parent, self.left, self.right, self.why = (
+            self.parent, self.left, self.right, self.why, self.birth = (
                 np.concatenate([table, np.zeros_like(table)])
-                for table in (self.parent, self.left, self.right, self.why)
+                for table in (self.parent, self.left, self.right, self.why, self.birth)
             )
         new = np.arange(self.count, self.count + size)
         self.parent[new] = new
+        self.births += 1
+        self.birth[new] = self.births
         self.count += size
         return new
 
