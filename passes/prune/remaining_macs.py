@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,14 +79,3 @@ class _Widths:
 def _size(widths: _Widths, size: Any, label: Label) -> int:
     """Return a size, or -1 - number for one that follows from a label."""
     return -1 - widths.number(label) if isinstance(size, int) and size and label.any() else size_of(size)
-
-
-def step_of_width(units: int, positions: int, round_to: int) -> int:
-    """Return the number of units by which a width changes, so that it stays a multiple of `round_to` where it can.
-
-    Units that take several positions each need fewer to be a multiple; a group of few units changes in finer steps.
-    """
-    step = max(1, round_to // math.gcd(round_to, positions))
-    while step > 1 and step * 4 > units:
-        step = (step + 1) // 2
-    return step

@@ -22,7 +22,7 @@ from fxopt.passes.prune.groups import ChannelGroups, Group, groups_of, occurrenc
 from fxopt.passes.prune.masked import prove
 from fxopt.passes.prune.remaining_macs import remaining_macs
 from fxopt.passes.prune.scores import SCORES, unit_scores
-from fxopt.passes.prune.select import events_of, select_units
+from fxopt.passes.prune.select import select_units
 from fxopt.passes.prune.symbols import Mask
 
 
@@ -32,7 +32,7 @@ class RemoveChannels:
 
     - `macs`: the share of multiply-accumulate operations to leave, in (0, 1); met within 2 % of the original's.
     - `score`: what matters, "l2" or "l1": the weights of all that goes together, relative to the mean of its group.
-    - `round_to`: widths stay multiples of this where the group has enough units.
+    - `round_to`: widths stay multiples of this where the group has enough units and the target can be met so.
     - `inputs`: tensors to prove it on, in order (see Program.flatten); made from the specs where none are given.
     - `keep`: names of tensors or modules that lose nothing ("layer1", "head.weight").
 
@@ -60,8 +60,8 @@ class RemoveChannels:
         groups = groups_of(found)
         candidates = _candidates(groups, self.keep)
         scores = unit_scores(found, occurrences(found), candidates, self.score)
-        events = events_of(candidates, scores, self.round_to)
-        removed = select_units(events, remaining_macs(found), found.symbols.count, self.macs)
+        macs = remaining_macs(found)
+        removed = select_units(candidates, scores, macs, found.symbols.count, self.macs, self.round_to)
         return remove_units(groups, without_empty(found, removed), self, self.inputs)
 
     def _check(self) -> None:
@@ -89,7 +89,7 @@ def _inputs_of(program: Program) -> tuple[Tensor, ...]:
     inputs = example_of(program)
     for candidate in (inputs, tuple(value if value.is_floating_point() else value * 0 for value in inputs)):
         try:
-            run(program, candidate)
+            run(program.eval(), candidate)
         except (IndexError, RuntimeError):
             continue
         return candidate
