@@ -10,6 +10,8 @@ from typing import Any
 from fxopt.passes.prune.rule import ChannelRule
 from fxopt.passes.prune.rules_attention import ATTENTION_RULES
 from fxopt.passes.prune.rules_create import CREATE_RULES
+from fxopt.passes.prune.rules_image import IMAGE_RULES
+from fxopt.passes.prune.rules_index import INDEX_RULES
 from fxopt.passes.prune.rules_norm import NORM_RULES
 from fxopt.passes.prune.rules_pointwise import POINTWISE_RULES
 from fxopt.passes.prune.rules_product import PRODUCT_RULES
@@ -24,7 +26,9 @@ CHANNEL_RULES: dict[Any, ChannelRule] = {
     **ATTENTION_RULES,
     **NORM_RULES,
     **SHAPE_RULES,
+    **IMAGE_RULES,
     **SLICE_RULES,
+    **INDEX_RULES,
     **REDUCE_RULES,
     **CREATE_RULES,
     **RECURRENT_RULES,

@@ -79,6 +79,19 @@ def _sorted(call: Call) -> list[Labels]:
     return [(*x[:dim], label, *x[dim + 1 :])] * 2
 
 
+def _differences(call: Call) -> Labels:
+    """Each result depends on neighbours, and there are fewer of them."""
+    x = call.labels("self")
+    dim = call.dim(len(x))
+    call.freeze(x[dim], because="the op runs along it")
+    for name in ("prepend", "append"):
+        more = call.optional(name)
+        if more is not None:
+            call.freeze(more[dim], because="the op runs along it")
+            call.unify_all(without(x, [dim]), without(more, [dim]))
+    return (*x[:dim], call.fixed_result()[dim], *x[dim + 1 :])
+
+
 def _spatial(count: int) -> ChannelRule:
     """An op on the last dimensions, which stay; those in front, the channels among them, pass."""
 
@@ -135,6 +148,7 @@ REDUCE_RULES: dict[Any, ChannelRule] = {
     aten._log_softmax.default: _whole(),
     aten.cumsum.default: _whole(),
     aten.cumprod.default: _whole(),
+    aten.diff.default: ChannelRule(_differences),
     aten.topk.default: ChannelRule(_sorted),
     aten.sort.default: ChannelRule(_sorted),
     aten.max_pool1d.default: _spatial(1),

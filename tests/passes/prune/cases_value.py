@@ -178,6 +178,7 @@ VALUE_CASES: dict[str, Case] = {
     "log_softmax": between(lambda m, x: x.log_softmax(1), [8]),
     "lower_softmax": between(lambda m, x: aten._softmax(x, 1, False) + aten._log_softmax(x, 1, False), [8]),
     "cumsum": between(lambda m, x: x.cumsum(1) + x.cumprod(1), [8]),
+    "diff": between(lambda m, x: x.diff(dim=1, prepend=x[:, :1]), [8]),
     "topk": between(lambda m, x: x.topk(2, 1)[0], [8]),
     "sort": between(lambda m, x: x.sort(1)[0], [8]),
     "pool1d": between(lambda m, x: _pooled(x.transpose(1, 2)).transpose(1, 2), [8]),
