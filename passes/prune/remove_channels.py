@@ -33,6 +33,7 @@ class RemoveChannels:
     - `macs`: the share of multiply-accumulate operations to leave, in (0, 1); met within 2 % of the original's.
     - `score`: what matters, "l2" or "l1": the weights of all that goes together, relative to the mean of its group.
     - `round_to`: widths stay multiples of this where the group has enough units and the target can be met so.
+    - `averaged`: "keep" leaves alone what a norm or a mean averages over, so that all that is left is exact.
     - `inputs`: tensors to prove it on, in order (see Program.flatten); made from the specs where none are given.
     - `keep`: names of tensors or modules that lose nothing ("layer1", "head.weight").
 
@@ -51,6 +52,7 @@ class RemoveChannels:
     score: Literal["l2", "l1"] = "l2"
     round_to: int = 16
     keep: tuple[str, ...] = ()
+    averaged: Literal["cut", "keep"] = "cut"
     inputs: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, program: Program) -> Program:
@@ -58,7 +60,7 @@ class RemoveChannels:
         self._check()
         found = coordinates(program)
         groups = groups_of(found)
-        candidates = _candidates(groups, self.keep)
+        candidates = [g for g in _candidates(groups, self.keep) if self.averaged == "cut" or not g.inexact]
         scores = unit_scores(found, occurrences(found), candidates, self.score)
         macs = remaining_macs(found)
         removed = select_units(candidates, scores, macs, found.symbols.count, self.macs, self.round_to)
@@ -69,6 +71,8 @@ class RemoveChannels:
             raise PassError(f"macs={self.macs} is the share of operations to leave: a number between 0 and 1.")
         if self.score not in SCORES:
             raise PassError(f"There is no score '{self.score}'. Choose one of {', '.join(SCORES)}.")
+        if self.averaged not in ("cut", "keep"):
+            raise PassError(f"averaged='{self.averaged}' must be 'cut' or 'keep'.")
         if self.round_to < 1:
             raise PassError(f"round_to={self.round_to} is what widths are multiples of: 1 or more.")
 
@@ -106,17 +110,17 @@ def units_mask(found: Coordinates, units: list[int]) -> Mask:
     return mask
 
 
-def _candidates(groups: ChannelGroups, keep: tuple[str, ...]) -> tuple[Group, ...]:
+def _candidates(groups: ChannelGroups, keep: tuple[str, ...]) -> list[Group]:
     """Return the groups that cut nothing of what is to be kept."""
     names = {str(node.target) for node in groups.coordinates.program.graph.find_nodes(op="get_attr")}
     for wanted in keep:
         if not any(_is_below(name, wanted) for name in names):
             raise PassError(f"keep: no tensor or module is named '{wanted}'. There are {', '.join(sorted(names)[:8])}.")
-    return tuple(
+    return [
         group
         for group in groups.groups
         if not any(_is_below(member.tensor, wanted) for member in group.members for wanted in keep)
-    )
+    ]
 
 
 def _is_below(name: str, path: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def _others_summed(tensor: Tensor, dim: int) -> Tensor:
 SCORES: dict[str, PositionScore] = {"l2": _squares, "l1": _magnitudes}
 
 
-def unit_scores(found: Coordinates, table: Occurrences, groups: tuple[Group, ...], score: str) -> Scores:
+def unit_scores(found: Coordinates, table: Occurrences, groups: Sequence[Group], score: str) -> Scores:
     """Return the score of every unit: that of its weights, divided by the mean of its group.
 
     Tensors of one dimension (biases, norms) count only for units that take nothing else.

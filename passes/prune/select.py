@@ -20,6 +20,7 @@ from fxopt.passes.prune.scores import Scores
 from fxopt.passes.prune.symbols import Mask
 
 TOLERANCE = 0.02  # of the original operations
+NEAR = 0.005  # nearer than this, nothing else is tried
 
 Macs = Callable[[Mask], int]
 
@@ -72,7 +73,7 @@ def select_units(groups: Sequence[Group], scores: Scores, macs: Macs, count: int
     finest: int | None = None
     while abs(macs(best) - target) > TOLERANCE * whole and finest != 1:
         events = events_of(groups, scores, removed, round_to, finest)
-        removed, candidate = _approach(events, removed, macs, target)
+        removed, candidate = _approach(events, removed, macs, target, NEAR * whole)
         best = min(best, candidate, key=lambda mask: abs(macs(mask) - target))
         finest = max(1, (finest or round_to) // 2)
     if abs(macs(best) - target) > TOLERANCE * whole:
@@ -80,14 +81,14 @@ def select_units(groups: Sequence[Group], scores: Scores, macs: Macs, count: int
     return best
 
 
-def _approach(events: Sequence[Event], removed: Mask, macs: Macs, target: float) -> tuple[Mask, Mask]:
+def _approach(events: Sequence[Event], removed: Mask, macs: Macs, target: float, near: float) -> tuple[Mask, Mask]:
     """Let events happen in order as long as the target is not passed; returns that, and the nearest state met."""
     best, rest = removed, list(events)
     while rest and macs(removed) > target:
         done = _bisect(rest, removed, macs, target)
         removed = _without(removed, rest[:done])
         best = min(best, removed, _without(removed, rest[done : done + 1]), key=lambda mask: abs(macs(mask) - target))
-        if done == len(rest):
+        if done == len(rest) or abs(macs(best) - target) <= near:
             break
         rest = [event for event in rest[done + 1 :] if event.group != rest[done].group]
     return removed, best

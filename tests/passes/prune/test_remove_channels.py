@@ -123,6 +123,21 @@ def test_the_head_dimension_keeps_its_scale() -> None:
     same_outputs(zeroed(groups, list(group.units[:4])), small, (x,))
 
 
+def test_what_is_averaged_can_be_kept() -> None:
+    program = program_of(
+        lambda m, x: m.c(m.n(torch.relu(m.b(torch.relu(m.a(x)))))),
+        torch.randn(2, 6),
+        a=nn.Linear(6, 64),
+        b=nn.Linear(64, 64),
+        n=nn.LayerNorm(64),
+        c=nn.Linear(64, 3),
+    )
+    small = RemoveChannels(averaged="keep")(program)
+    assert get_attribute(small.module, "b.weight").shape[0] == 64
+    assert get_attribute(small.module, "a.weight").shape[0] < 64
+    assert not any("Averages" in note for note in small.notes)
+
+
 def test_it_can_be_done_again_and_the_record_is_of_the_first() -> None:
     program = network(96)
     once = RemoveChannels(macs=0.6, round_to=4)(program)
@@ -203,6 +218,7 @@ def test_what_is_to_be_kept_is_kept() -> None:
         ({"macs": -3}, "between 0 and 1"),
         ({"score": "taylr"}, "no score 'taylr'. Choose one of l2, l1"),
         ({"round_to": 0}, "1 or more"),
+        ({"averaged": "drop"}, "must be 'cut' or 'keep'"),
         ({"keep": ("layer9",)}, "no tensor or module is named 'layer9'"),
         ({"macs": 0.1, "keep": ("stem", "second")}, "cannot be reached: with all removable channels gone"),
     ],
