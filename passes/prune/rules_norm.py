@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fxopt.passes.prune.rule import Call, ChannelRule, Labels, Shrink
+from fxopt.passes.prune.rule import Call, ChannelRule, Labels, Shrink, without
 from fxopt.passes.prune.symbols import fixed
 
 aten = torch.ops.aten
@@ -24,7 +24,10 @@ def _tie(call: Call, label: Any, names: tuple[str, ...]) -> None:
 
 
 def _batch_norm(call: Call) -> Labels:
+    """Exact with running statistics; with those of the input itself, it averages over all else than channels."""
     x = call.labels("input")
+    if call["running_mean"] is None or call["training"]:
+        call.inexact.extend(without(x, [1]))
     _tie(call, x[1], ("weight", "bias", "running_mean", "running_var"))
     return x
 

@@ -103,6 +103,25 @@ def _move_bounds(shrink: Shrink) -> None:
     select_index(shrink, dim, index)
 
 
+def _narrow(call: Call) -> Labels:
+    x, start, length = call.labels("self"), call["start"], call["length"]
+    dim = call.dim(len(x))
+    if not isinstance(start, int) or not isinstance(length, int):
+        call.freeze(x[dim], because="it is sliced at a computed place")
+        return (*x[:dim], call.fixed_result()[dim], *x[dim + 1 :])
+    start %= max(len(x[dim]), 1)
+    return (*x[:dim], x[dim][start : start + length], *x[dim + 1 :])
+
+
+def _move_start(shrink: Shrink) -> None:
+    x, result = shrink.call.labels("self"), shrink.result
+    assert isinstance(result, tuple)
+    dim = shrink.call.dim(len(x))
+    if shrink.cuts(x[dim]):
+        start = shrink.call["start"] % len(x[dim])
+        shrink.set(start=kept_before(shrink.keep(x[dim]), start), length=shrink.count(result[dim]))
+
+
 def _slice_scatter(call: Call) -> Labels:
     x, source = call.labels("self"), call.labels("src")
     dim = call.dim(len(x))
@@ -214,6 +233,7 @@ SLICE_RULES: dict[Any, ChannelRule] = {
     aten.tensor_split.sections: PIECES,
     aten.tensor_split.indices: PIECES,
     aten.slice.Tensor: ChannelRule(_slice, _move_bounds),
+    aten.narrow.default: ChannelRule(_narrow, _move_start),
     aten.slice_scatter.default: ChannelRule(_slice_scatter, _move_scatter),
     aten.select_scatter.default: ChannelRule(_select_scatter),
     aten.glu.default: ChannelRule(_glu),

@@ -57,7 +57,7 @@ def step_of_width(units: int, positions: int, round_to: int) -> int:
     Units that take several positions each need fewer to be a multiple; a group of few units changes in finer steps.
     """
     step = max(1, round_to // math.gcd(round_to, positions))
-    while step > 1 and step * 4 > units:
+    while step > 1 and step * 3 > units:
         step = (step + 1) // 2
     return step
 

@@ -122,6 +122,11 @@ def _matrices() -> Tensor:
     return torch.eye(5) + torch.eye(5, 5) + torch.ones(5, 5).tril() + torch.ones(5, 5).triu()
 
 
+def _standardized(m: Any, x: Tensor) -> Any:
+    weight = functional.batch_norm(m.v.reshape(1, 8, -1), None, None, weight=m.g, training=True).reshape_as(m.v)
+    return m.second(functional.conv2d(torch.relu(m.first(x)), weight))
+
+
 def _weight_normed(m: Any, x: Tensor) -> Any:
     return m.second(functional.conv2d(x, torch._weight_norm(m.v, m.g, 0)))
 
@@ -139,6 +144,10 @@ VALUE_CASES: dict[str, Case] = {
     "layer_norm_without_weights": _norm(nn.LayerNorm(8, elementwise_affine=False), False),
     "rms_norm": _norm(_random(nn.RMSNorm(8)), False),
     "group_norm": _norm(_random(nn.GroupNorm(4, 8)), False, [4, 2]),
+    "standardized_weights": case(  # by batch_norm without running statistics, as normalizer-free networks do
+        _standardized, IMAGE, widths=[8, 8], exact=False, first=nn.Conv2d(3, 8, 1),
+        v=nn.Parameter(torch.randn(8, 8, 1, 1)), g=nn.Parameter(torch.rand(8)), second=nn.Conv2d(8, 2, 1),
+    ),
     "weight_norm": case(
         _weight_normed,
         IMAGE,
