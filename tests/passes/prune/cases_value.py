@@ -19,6 +19,7 @@ aten = torch.ops.aten
 # Arguments of ops after the first tensor, where the defaults are not enough.
 ARGUMENTS: dict[Any, tuple[Any, ...]] = {
     aten.clamp.default: (0.2, 0.8),
+    aten.clip.default: (0.2, 0.8),
     aten.clamp_max.default: (0.8,),
     aten.clamp_min.default: (0.2,),
     aten.dropout.default: (0.5, False),
