@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fxopt.check_capture import check_capture
@@ -22,6 +21,7 @@ from fxopt.export.measure import measure
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.validate import Validation
 from fxopt.graph.capture import Dynamic, call_of, capture
+from fxopt.graph.example import example_of
 from fxopt.graph.memory import quick_collections
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
@@ -150,19 +150,6 @@ def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) 
     program = capture(model, example_inputs, dynamic=dynamic)
     args, kwargs = call_of(example_inputs)
     return program, program.flatten(*args, **kwargs)
-
-
-def example_of(program: Program) -> tuple[Tensor, ...]:
-    """Make example inputs from the specs: normal values for floats, 0 and 1 for integers; 2 for dynamic sizes."""
-    generator = torch.Generator().manual_seed(0)
-    result = []
-    for spec, node in zip(program.inputs, program.placeholders, strict=True):
-        shape = [size if isinstance(size, int) else int(size.node.hint or 2) for size in node.meta["val"].shape]
-        if spec.dtype.is_floating_point:
-            result.append(torch.randn(shape, generator=generator).to(spec.dtype))
-        else:
-            result.append(torch.randint(0, 2, shape, generator=generator).to(spec.dtype))
-    return tuple(result)
 
 
 def _compile(

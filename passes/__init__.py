@@ -12,6 +12,7 @@ from fxopt.passes.cleanup import (
     MergeLinear,
     RecognizeLinear,
 )
+from fxopt.passes.prune import RemoveChannels, channel_groups
 from fxopt.passes.quantize import (
     FIXED_POINT,
     AdaRound,
@@ -58,8 +59,10 @@ __all__ = [
     "QuantizeEmbeddings",
     "QuantizeWeights",
     "RecognizeLinear",
+    "RemoveChannels",
     "RoundGptq",
     "Scheme",
     "SmoothQuant",
     "StoreInt8",
+    "channel_groups",
 ]

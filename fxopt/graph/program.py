@@ -33,6 +33,8 @@ TRAINING_ARGUMENT: dict[Any, int] = {
     aten.rnn_tanh.input: 6,
     aten.rnn_relu.input: 6,
 }
+# Their argument 3 is the running mean.
+NORMS: tuple[Any, ...] = (aten.batch_norm.default, aten.instance_norm.default)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Program:
     - `dims`: the user's name of each dynamic dimension, by its symbol.
     - `history`: the reprs of the passes applied, in order. `notes`: what the user should know (specialised
       dimensions, dropped state updates, nodes left alone and why).
+    - `kept`: which positions of the captured model are left where channels were removed: node name -> dimension ->
+      positions. What is not listed is whole.
     """
 
     module: fx.GraphModule
@@ -75,6 +79,7 @@ class Program:
     history: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     parameters_of_call: tuple[str, ...] = ()
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -229,6 +234,6 @@ def _set_training(program: Program, training: bool) -> Program:
 def _is_in_other_mode(node: fx.Node, training: bool) -> bool:
     """Say whether a node runs in training mode, or not, though it should do the opposite."""
     position = TRAINING_ARGUMENT.get(node.target)
-    if position is None or (node.target is aten.batch_norm.default and node.args[3] is None):
-        return False  # a batch norm without running statistics uses the batch's own in both modes
+    if position is None or (node.target in NORMS and node.args[3] is None):
+        return False  # a norm without running statistics uses the input's own in both modes
     return bool(node.args[position] != training)

@@ -122,6 +122,7 @@ def _describe(program: Program) -> dict[str, Any]:
         "notes": [*program.notes, *in_notes, *out_notes],
         "parameters_of_call": program.parameters_of_call,
         "tied": _tied(program.module),
+        "kept": [[name, dim, list(kept)] for name, dims in program.kept.items() for dim, kept in dims.items()],
     }
 
 
@@ -143,7 +144,15 @@ def _program_of(exported: ExportedProgram, description: dict[str, Any]) -> Progr
         history=tuple(description["history"]),
         notes=(*description["notes"], *in_notes, *out_notes),
         parameters_of_call=tuple(description["parameters_of_call"]),
+        kept=_load_kept(description.get("kept", [])),
     )
+
+
+def _load_kept(entries: list[tuple[str, int, list[int]]]) -> dict[str, dict[int, tuple[int, ...]]]:
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, dim, positions in entries:
+        kept.setdefault(name, {})[dim] = tuple(positions)
+    return kept
 
 
 def _dump_tensor_spec(spec: TensorSpec) -> dict[str, Any]:

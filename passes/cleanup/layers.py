@@ -202,9 +202,10 @@ def replace_tensor(edit: Edit, user: fx.Node, old: fx.Node, value: Tensor) -> fx
 def set_arguments(node: fx.Node, **changes: Any) -> None:
     """Change arguments of a call by schema name. The caller sees to the fake tensor, if it changes."""
     args, kwargs = list(node.args), dict(node.kwargs)
-    names = [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr]
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    names = [parameter.name for parameter in schema if not parameter.kwarg_only]
     for name, value in changes.items():
-        position = names.index(name)
+        position = names.index(name) if name in names else len(args)
         if name not in kwargs and position < len(args):
             args[position] = value
         else:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxopt.graph.program import TRAINING_ARGUMENT
+from fxopt.graph.program import NORMS, TRAINING_ARGUMENT
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def is_training(node: fx.Node) -> bool:
         return False
     name = node.target._schema.arguments[position].name  # type: ignore[union-attr]
     training = node.kwargs.get(name, node.args[position] if position < len(node.args) else False)
-    if node.target is aten.batch_norm.default and node.args[3] is None:
+    if node.target in NORMS and node.args[3] is None:
         return False  # without running statistics there is nothing to update
     return bool(training)
 

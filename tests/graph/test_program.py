@@ -82,3 +82,10 @@ def test_parameters_are_those_of_the_model_and_trainable() -> None:
 
 def test_notes_are_kept_once(program: Program) -> None:
     assert program.with_note("a").with_note("a", "b").notes == ("a", "b")
+
+
+def test_an_instance_norm_without_running_statistics_has_one_mode() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    program = capture(nn.InstanceNorm2d(3, affine=True), x)
+    assert program.eval() is program
+    torch.testing.assert_close(program.train()(x), program(x))
