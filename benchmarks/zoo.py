@@ -2,7 +2,9 @@
 
 Models run in child processes, so that a crash or a leak costs one of them. The float task compares onnxruntime with
 the eager model at two batch sizes (and a second sequence length where there is one), the int8 task with the converted
-Program: static ranges, and in transformers and recurrent networks dynamic ones for what has no static form.
+Program: static ranges, and in transformers and recurrent networks dynamic ones for what has no static form. The prune
+task removes channels, so that a share of the multiply-accumulate operations goes (--ratio); that the rest computes what
+the masked original does is proved by the pass, and onnxruntime is compared with that.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
 from fxopt.export.validate import Validation, validate
 from fxopt.graph.capture import call_of, capture
+from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup import CLEANUP
+from fxopt.passes.prune import RemoveChannels
 from fxopt.passes.quantize import Quantize, QuantizeDynamic, QuantizeEmbeddings, place
 from fxopt.target import find_target
 
 SUITES = ("torchvision", "timm", "transformers", "rnn")
+TASKS = ("float", "int8", "prune")
 BATCHES = (2, 3)
 MODELS_A_PROCESS = 12
 EAGER_TOLERANCE = 1e-4
@@ -54,12 +59,14 @@ class Outcome:
     family: str
     suite: str
     task: str
+    ratio: float = 0.5
     ok: bool = False
     stage: str = "start"
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     max_error: float | None = None
     sqnr: float | None = None
+    macs_left: float | None = None
     delegated: dict[str, int] = field(default_factory=dict)
     kernels: dict[str, int] = field(default_factory=dict)
     integer: int = 0
@@ -89,6 +96,8 @@ def run_model(model: ZooModel, outcome: Outcome) -> None:
         program = Pipeline(tuple(CLEANUP))(program)
     if outcome.task == "int8":
         program = _quantize(model, program, outcome)
+    elif outcome.task == "prune":
+        program = _prune(program, outcome)
     with tempfile.TemporaryDirectory(prefix="fxopt-zoo-") as folder:
         path = Path(folder) / "model.onnx"
         target = "x86" if outcome.task == "int8" else "portable"
@@ -114,6 +123,13 @@ def _quantize(model: ZooModel, program: Program, outcome: Outcome) -> Program:
         steps += [QuantizeDynamic(target="x86"), QuantizeEmbeddings()]
     with outcome.timed("quantize"):
         return Pipeline(steps)(program)
+
+
+def _prune(program: Program, outcome: Outcome) -> Program:
+    with outcome.timed("prune"):
+        result = RemoveChannels(macs=1 - outcome.ratio)(program)
+    outcome.macs_left = sum(macs_by_node(result).values()) / sum(macs_by_node(program).values())
+    return result
 
 
 def _record(outcome: Outcome, validation: Validation) -> None:
@@ -186,10 +202,10 @@ def _own_error(
     return _worst(program, expected, [value.to(like.dtype) for value, like in zip(exact, expected, strict=True)])
 
 
-def run_named(suite_name: str, name: str, task: str) -> dict[str, Any]:
+def run_named(suite_name: str, name: str, task: str, ratio: float = 0.5) -> dict[str, Any]:
     """Run one model in this process and return its outcome."""
     model = next(m for m in suite(suite_name) if m.name == name)  # type: ignore[arg-type]
-    outcome = Outcome(model.name, model.family, suite_name, task)
+    outcome = Outcome(model.name, model.family, suite_name, task, ratio)
     try:
         run_model(model, outcome)
     except FxoptError as error:
@@ -200,21 +216,23 @@ def run_named(suite_name: str, name: str, task: str) -> dict[str, Any]:
     return asdict(outcome)
 
 
-def _work(suite_name: str, task: str, names: Any, results: Any) -> None:
+def _work(suite_name: str, task: str, ratio: float, names: Any, results: Any) -> None:
     """Run the models whose names come in, one after the other."""
     torch.set_num_threads(1)
     while (name := names.get()) is not None:
-        results.put(run_named(suite_name, name, task))
+        results.put(run_named(suite_name, name, task, ratio))
 
 
 class Worker:
     """A child process and the model it is at."""
 
-    def __init__(self, suite_name: str, task: str) -> None:
+    def __init__(self, suite_name: str, task: str, ratio: float) -> None:
         context = multiprocessing.get_context("spawn")
-        self.suite, self.task = suite_name, task
+        self.suite, self.task, self.ratio = suite_name, task, ratio
         self.names, self.results = context.Queue(), context.Queue()
-        self.process = context.Process(target=_work, args=(suite_name, task, self.names, self.results), daemon=True)
+        self.process = context.Process(
+            target=_work, args=(suite_name, task, ratio, self.names, self.results), daemon=True
+        )
         self.process.start()
         self.model: ZooModel | None = None
         self.start, self.done = 0.0, 0
@@ -233,9 +251,8 @@ class Worker:
             late = time.monotonic() - self.start > timeout
             if self.process.is_alive() and not late:
                 return None
-            lost = Outcome(
-                self.model.name, self.model.family, self.suite, self.task, stage="timeout" if late else "crash"
-            )
+            lost = Outcome(self.model.name, self.model.family, self.suite, self.task, self.ratio)
+            lost.stage = "timeout" if late else "crash"
             lost.reason = f"after {timeout:.0f} s" if late else f"exit code {self.process.exitcode}"
             self.done = MODELS_A_PROCESS
             outcome = asdict(lost)
@@ -248,14 +265,16 @@ class Worker:
         self.process.join()
 
 
-def run_suite(suite_name: str, task: str, only: list[str], jobs: int, timeout: float) -> Iterator[dict[str, Any]]:
+def run_suite(
+    suite_name: str, task: str, only: list[str], jobs: int, timeout: float, ratio: float = 0.5
+) -> Iterator[dict[str, Any]]:
     """Run the models of a suite, `jobs` at a time, and yield their outcomes as they come."""
     waiting = [m for m in suite(suite_name) if not only or any(word in (m.name, m.family) for word in only)]  # type: ignore[arg-type]
     workers: list[Worker] = []
     total, count = len(waiting), 0
     while waiting or workers:
         while waiting and len(workers) < jobs:
-            workers.append(Worker(suite_name, task))
+            workers.append(Worker(suite_name, task, ratio))
         for worker in list(workers):
             if worker.model is None and waiting and worker.done < MODELS_A_PROCESS:
                 worker.give(waiting.pop(0))
@@ -278,21 +297,23 @@ def _print(outcome: dict[str, Any], done: int, total: int) -> None:
     )
     error = f"{outcome['max_error']:.1e}" if outcome["max_error"] is not None else "-"
     seconds = sum(outcome["seconds"].values())
-    print(f"[{done}/{total}] {outcome['name']:<40} {state} error {error} {seconds:.1f} s", flush=True)
+    left = f" {outcome['macs_left']:.3f} of the operations left" if outcome["macs_left"] is not None else ""
+    print(f"[{done}/{total}] {outcome['name']:<40} {state} error {error}{left} {seconds:.1f} s", flush=True)
 
 
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", required=True, choices=SUITES)
-    parser.add_argument("--task", default="float", choices=["float", "int8"])
+    parser.add_argument("--task", default="float", choices=TASKS)
+    parser.add_argument("--ratio", type=float, default=0.5, help="prune: the share of the operations to remove")
     parser.add_argument("--only", nargs="*", default=[], help="names of models or families")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds a model may take")
     parser.add_argument("--json", type=Path, help="where to write all outcomes")
     options = parser.parse_args()
     outcomes: list[dict[str, Any]] = []
-    for outcome in run_suite(options.suite, options.task, options.only, options.jobs, options.timeout):
+    for outcome in run_suite(options.suite, options.task, options.only, options.jobs, options.timeout, options.ratio):
         outcomes.append(outcome)
         if options.json:
             options.json.write_text(json.dumps(sorted(outcomes, key=lambda o: o["name"]), indent=1))
