@@ -88,7 +88,7 @@ REPORT = "Its row in CHANNEL_RULES is wrong: please report it; RemoveChannels(ke
 
 def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return [str(size) for size in value.shape]
+        return [_text(size) for size in tuple[Any, ...](value.shape)]
     return [_shapes(item) for item in value] if isinstance(value, (tuple, list)) else None
 
 
@@ -100,7 +100,12 @@ def _sizes(removal: Removal, value: Any, labels: Value) -> Any:
         return None
     assert isinstance(labels, tuple)
     pairs = zip(tuple[Any, ...](value.shape), labels, strict=True)
-    return [str(int(removal.keep(label).sum()) if isinstance(size, int) else size) for size, label in pairs]
+    return [str(int(removal.keep(label).sum())) if isinstance(size, int) else _text(size) for size, label in pairs]
+
+
+def _text(size: Any) -> str:
+    """Write a size; a dynamic one that follows from data has another symbol each time it is computed."""
+    return str(size) if isinstance(size, int) else "dynamic"
 
 
 def _compose(removal: Removal) -> Kept:

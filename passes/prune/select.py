@@ -74,7 +74,11 @@ def select_units(groups: Sequence[Group], scores: Scores, macs: Macs, count: int
     while abs(macs(best) - target) > TOLERANCE * whole and finest != 1:
         events = events_of(groups, scores, removed, round_to, finest)
         removed, candidate = _approach(events, removed, macs, target, NEAR * whole)
-        best = min(best, candidate, key=lambda mask: abs(macs(mask) - target))
+        tried = [best, candidate]
+        if finest is not None:  # from the beginning: other groups are at their end when the target is near
+            events = events_of(groups, scores, nothing, round_to, finest)
+            tried.append(_approach(events, nothing, macs, target, NEAR * whole)[1])
+        best = min(tried, key=lambda mask: abs(macs(mask) - target))
         finest = max(1, (finest or round_to) // 2)
     if abs(macs(best) - target) > TOLERANCE * whole:
         raise PassError(_unreachable(groups, macs, nothing, share, macs(best)))
