@@ -124,7 +124,7 @@ class Chain(nn.Module):
         return functional.linear(x, self.weight((3, x.shape[1])))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(st.tuples(st.sampled_from(sorted(OPS)), st.integers(0, 23)), min_size=1, max_size=8),
     seed=st.integers(0, 9),
@@ -135,4 +135,6 @@ def test_units_of_a_random_chain_can_go(steps: Steps, seed: int) -> None:
     program = capture(model, (x,))
     groups = channel_groups(program)
     assert groups.unknown == {}
-    check_removal(program, (x,), seed=seed)
+    # A sum reads what a bias makes of a unit whose weights are zero, and nothing of one that is gone.
+    exact = all(name != "sum" for name, _ in steps)
+    check_removal(program, (x,), exact, seed)
