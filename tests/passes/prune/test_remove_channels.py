@@ -283,3 +283,17 @@ def test_the_masked_run_is_the_original_when_nothing_is_removed() -> None:
     removal = Removal(found, np.zeros(found.symbols.count, bool))
     (output,) = masked.run_masked(removal, program, (IMAGE,))
     assert torch.equal(output, program(IMAGE))
+
+
+def test_what_float32_cannot_tell_is_proved_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    compare = masked.relative_error
+
+    def noisy(expected: Tensor, actual: Tensor) -> float:
+        seen.append(expected.dtype)
+        return 1.0 if expected.dtype is torch.float32 else compare(expected, actual)
+
+    monkeypatch.setattr(masked, "relative_error", noisy)
+    monkeypatch.setattr(masked, "BOUND", 1e-12)
+    RemoveChannels()(network())
+    assert seen == [torch.float32, torch.float64]
