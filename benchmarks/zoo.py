@@ -4,7 +4,8 @@ Models run in child processes, so that a crash or a leak costs one of them. The 
 the eager model at two batch sizes (and a second sequence length where there is one), the int8 task with the converted
 Program: static ranges, and in transformers and recurrent networks dynamic ones for what has no static form. The prune
 task removes channels, so that a share of the multiply-accumulate operations goes (--ratio); that the rest computes what
-the masked original does is proved by the pass, and onnxruntime is compared with that.
+the masked original does is proved by the pass, and onnxruntime is compared with that. The task prune-torch-pruning does
+the same with that package (pip install --no-deps torch-pruning), see benchmarks/torch_pruning.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from benchmarks.torch_pruning import run_torch_pruning
 from benchmarks.zoo_models import ZooModel, suite
+from benchmarks.zoo_models.outcome import Outcome
 from fxopt.errors import FxoptError
 from fxopt.export.compare import compare_outputs
 from fxopt.export.session import Session
@@ -40,53 +42,21 @@ from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.passes.cleanup import CLEANUP
-from fxopt.passes.prune import RemoveChannels
+from fxopt.passes.prune import RemoveChannels, channel_groups
 from fxopt.passes.quantize import Quantize, QuantizeDynamic, QuantizeEmbeddings, place
 from fxopt.target import find_target
 
 SUITES = ("torchvision", "timm", "transformers", "rnn")
-TASKS = ("float", "int8", "prune")
+TASKS = ("float", "int8", "prune", "prune-torch-pruning")
 BATCHES = (2, 3)
 MODELS_A_PROCESS = 12
 EAGER_TOLERANCE = 1e-4
 
 
-@dataclass
-class Outcome:
-    """What happened to one model: ok, or the stage it failed in and why."""
-
-    name: str
-    family: str
-    suite: str
-    task: str
-    ratio: float = 0.5
-    ok: bool = False
-    stage: str = "start"
-    reason: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-    max_error: float | None = None
-    sqnr: float | None = None
-    macs_left: float | None = None
-    delegated: dict[str, int] = field(default_factory=dict)
-    kernels: dict[str, int] = field(default_factory=dict)
-    integer: int = 0
-    weight_dequantize: int = 0
-    float_reasons: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Enter a stage and add up its wall time."""
-        self.stage = stage
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
-
-
 def run_model(model: ZooModel, outcome: Outcome) -> None:
     """Take one model through the whole path; raises at the stage that fails."""
+    if outcome.task == "prune-torch-pruning":
+        return run_torch_pruning(model, outcome)
     with outcome.timed("build"):
         module = model.build()
     inputs = model.inputs(BATCHES[0])
@@ -126,6 +96,8 @@ def _quantize(model: ZooModel, program: Program, outcome: Outcome) -> Program:
 
 
 def _prune(program: Program, outcome: Outcome) -> Program:
+    with outcome.timed("grouping"):
+        channel_groups(program)
     with outcome.timed("prune"):
         result = RemoveChannels(macs=1 - outcome.ratio)(program)
     outcome.macs_left = sum(macs_by_node(result).values()) / sum(macs_by_node(program).values())
@@ -202,9 +174,13 @@ def _own_error(
     return _worst(program, expected, [value.to(like.dtype) for value, like in zip(exact, expected, strict=True)])
 
 
+def _models(suite_name: Any, task: str) -> tuple[ZooModel, ...]:
+    return suite(suite_name, scored=task.startswith("prune"))
+
+
 def run_named(suite_name: str, name: str, task: str, ratio: float = 0.5) -> dict[str, Any]:
     """Run one model in this process and return its outcome."""
-    model = next(m for m in suite(suite_name) if m.name == name)  # type: ignore[arg-type]
+    model = next(m for m in _models(suite_name, task) if m.name == name)
     outcome = Outcome(model.name, model.family, suite_name, task, ratio)
     try:
         run_model(model, outcome)
@@ -269,7 +245,7 @@ def run_suite(
     suite_name: str, task: str, only: list[str], jobs: int, timeout: float, ratio: float = 0.5
 ) -> Iterator[dict[str, Any]]:
     """Run the models of a suite, `jobs` at a time, and yield their outcomes as they come."""
-    waiting = [m for m in suite(suite_name) if not only or any(word in (m.name, m.family) for word in only)]  # type: ignore[arg-type]
+    waiting = [m for m in _models(suite_name, task) if not only or any(word in (m.name, m.family) for word in only)]
     workers: list[Worker] = []
     total, count = len(waiting), 0
     while waiting or workers:

@@ -12,8 +12,8 @@ SuiteName = Literal["torchvision", "timm", "transformers", "rnn"]
 __all__ = ["Inputs", "SuiteName", "ZooModel", "suite"]
 
 
-def suite(name: SuiteName) -> tuple[ZooModel, ...]:
-    """List one collection's models, without building any."""
+def suite(name: SuiteName, scored: bool = False) -> tuple[ZooModel, ...]:
+    """List one collection's models, without building any. `scored`: recurrent layers alone have a head each."""
     match name:
         case "torchvision":
             from benchmarks.zoo_models.torchvision_models import torchvision_models
@@ -30,6 +30,6 @@ def suite(name: SuiteName) -> tuple[ZooModel, ...]:
         case "rnn":
             from benchmarks.zoo_models.rnn_models import rnn_models
 
-            return rnn_models()
+            return rnn_models(scored)
         case _:
             assert_never(name)

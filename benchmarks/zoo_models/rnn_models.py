@@ -128,6 +128,21 @@ class StatefulLstm(nn.Module):
         return {"states": states, "hidden": hidden, "cell": cell}
 
 
+class Scored(nn.Module):
+    """Features (batch, time, FEATURES), or time first -> scores at every step: a recurrent layer and a linear head."""
+
+    def __init__(self, make: Callable[[], nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer = make()
+        width = self.layer.proj_size or self.layer.hidden_size
+        self.classifier = nn.Linear(2 * width if self.layer.bidirectional else width, CLASSES)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Score every class at every step."""
+        scores: Tensor = self.classifier(self.layer(input)[0])
+        return scores
+
+
 class UnrolledCells(nn.Module):
     """Features (batch, TIMES[0], FEATURES) -> scores (batch, CLASSES), by an LSTM cell and a GRU cell, step by step."""
 
@@ -230,8 +245,12 @@ MODELS: Mapping[str, Row] = {
 }
 
 
-def rnn_models() -> tuple[ZooModel, ...]:
-    """List the recurrent layers, then the models made of them."""
+def rnn_models(scored: bool = False) -> tuple[ZooModel, ...]:
+    """List the recurrent layers, then the models made of them. `scored`: the layers have a head each.
+
+    The states of a layer alone are outputs, so that nothing of it can be removed.
+    """
+    rows = {name: _with_head(row) if scored and _is_layer(row) else row for name, row in MODELS.items()}
     return tuple(
         ZooModel(
             name=name,
@@ -242,8 +261,16 @@ def rnn_models() -> tuple[ZooModel, ...]:
             other_inputs=functools.partial(_inputs, row, other=True),
             is_cnn=False,
         )
-        for name, row in MODELS.items()
+        for name, row in rows.items()
     )
+
+
+def _is_layer(row: Row) -> bool:
+    return isinstance(row.make, functools.partial) and row.make.func in (nn.LSTM, nn.GRU, nn.RNN)
+
+
+def _with_head(row: Row) -> Row:
+    return Row(functools.partial(Scored, row.make), row.inputs, row.dynamic)  # type: ignore[arg-type]
 
 
 def _inputs(row: Row, batch: int, other: bool) -> Inputs:

@@ -82,6 +82,27 @@ def _recurrent(kind: Any, name: str | None = None, **options: Any) -> Case:
     return case(lambda m, x: m.head(m.rnn(x)), ROWS, widths=[8], rnn=Lstm(kind, **options), head=nn.Linear(wide, 3))
 
 
+class Cells(nn.Module):
+    """A cell, two steps from a state of zeros."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = x.new_zeros(x.shape[0], 8)
+        pair = isinstance(self.cell, nn.LSTMCell)
+        state: Any = (zeros, zeros) if pair else zeros
+        for step in (x[:, 0], x[:, 1]):
+            state = self.cell(step, state)
+        hidden: Tensor = state[0] + state[1] if pair else state
+        return hidden
+
+
+def _unrolled(cell: nn.Module) -> Case:
+    return case(lambda m, x: m.head(m.cells(x)), ROWS, widths=[8], cells=Cells(cell), head=nn.Linear(8, 3))
+
+
 torch.manual_seed(0)
 ATTENTION = _linears(q=(6, 32), k=(6, 32), v=(6, 32), o=(32, 6))
 GROUPED = _linears(q=(6, 32), k=(6, 16), v=(6, 16), o=(32, 6))
@@ -227,6 +248,17 @@ PRODUCT_CASES: dict[str, Case] = {
     ),
     "lstm": _recurrent(nn.LSTM, batch_first=True),
     "lstm_stack": _recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+    "lstm_projected": case(
+        lambda m, x: m.head(m.rnn(x)),
+        ROWS,
+        widths=[8, 4],
+        rnn=Lstm(nn.LSTM, proj_size=4, num_layers=2),
+        head=nn.Linear(4, 3),
+    ),
+    "lstm_cell": _unrolled(nn.LSTMCell(6, 8)),
+    "gru_cell": _unrolled(nn.GRUCell(6, 8)),
+    "rnn_tanh_cell": _unrolled(nn.RNNCell(6, 8)),
+    "rnn_relu_cell": _unrolled(nn.RNNCell(6, 8, nonlinearity="relu")),
     "gru": _recurrent(nn.GRU),
     "rnn_tanh": _recurrent(nn.RNN),
     "rnn_relu": _recurrent(nn.RNN, "relu"),
