@@ -138,44 +138,67 @@ class _Sweep:
             return value[index] if isinstance(value, list) else None  # type: ignore[index]
         rule, value = CHANNEL_RULES.get(node.target), node.meta.get("val")
         if rule is None or not _holds_tensors(value):
-            if any(is_tensor(source) for source in node.all_input_nodes):
-                self._stay(node, f"{node.target} has no row in CHANNEL_RULES")
-            return _fixed(value)
+            if not any(is_tensor(source) for source in node.all_input_nodes):
+                return _fixed(value)
+            return self._stay(node, f"{node.target} has no row in CHANNEL_RULES")
         call = Call(node, self.symbols, self.labels, lambda source: constant(self.program.module, source))
         try:
-            return self._fit(node, rule.relate(call))
+            return self._fit(node, rule.relate(call), rule.dynamic)
         except CannotRelate as reason:
-            self._stay(node, f"{node.target} has no rule for {reason}")
-            return _fixed(value)
+            return self._stay(node, f"{node.target} has no rule for {reason}")
         finally:
             self.calls[node], self.inexact[node] = call, tuple(call.inexact)
 
-    def _stay(self, node: fx.Node, reason: str) -> None:
+    def _stay(self, node: fx.Node, reason: str) -> Value:
         """Keep all that a call touches."""
         if _holds_tensors(node.meta.get("val")) or not _is_size(node):
             self.unknown[node.name] = reason
         for source in node.all_input_nodes:
             self._freeze(self.labels[source], f"{reason} (node '{node.name}')")
+        return self._frozen(node.meta.get("val"), f"{reason} (node '{node.name}')")
 
-    def _fit(self, node: fx.Node, value: Value) -> Value:
-        """Keep dynamic dimensions of a result whole; where a rule is wrong about a size, keep everything."""
+    def _frozen(self, value: Any, reason: str) -> Value:
+        """Return labels that stay, for a reason that what is tied to them can name."""
+        if isinstance(value, (tuple, list)):
+            return [self._frozen(item, reason) for item in value]
+        if not isinstance(value, Tensor):
+            return None
+        labels = tuple(self.symbols.fresh(size_of(size)) for size in tuple[Any, ...](value.shape))
+        for label in labels:
+            self.symbols.freeze(label, reason)
+        return labels
+
+    def _fit(self, node: fx.Node, value: Value, dynamic: bool) -> Value:
+        """Where a rule is wrong about a size, or a dynamic dimension is not an operand's, keep positions."""
         results, labels = node.meta["val"], value
+        passed = [] if dynamic else self._dynamic_labels(node)
         if isinstance(labels, list):
-            return [self._fit_one(labels[i], results[i]) for i in range(len(results))]
-        return self._fit_one(labels, results)
+            return [self._fit_one(labels[i], results[i], dynamic, passed) for i in range(len(results))]
+        return self._fit_one(labels, results, dynamic, passed)
 
-    def _fit_one(self, labels: Value, result: Any) -> Value:
+    def _fit_one(self, labels: Value, result: Any, dynamic: bool, passed: list[tuple[str, Label]]) -> Value:
         if not isinstance(result, Tensor) or not isinstance(labels, tuple) or len(labels) != result.ndim:
             raise CannotRelate("a result of this kind")
         fitted, sizes = [], tuple[Any, ...](result.shape)
         for label, size in zip(labels, sizes, strict=True):
-            if not isinstance(size, int):
+            known = dynamic or any(str(size) == other and np.array_equal(label, its) for other, its in passed)
+            if not isinstance(size, int) and not known:
                 self.symbols.freeze(label, "it is a dynamic dimension")
                 label = fixed(size_of(size))
-            elif size != len(label):
+            elif size_of(size) != len(label):
                 raise CannotRelate(f"a result of {size} positions (the rule says {len(label)})")
             fitted.append(label)
         return tuple(fitted)
+
+    def _dynamic_labels(self, node: fx.Node) -> list[tuple[str, Label]]:
+        """List the sizes and labels of the dynamic dimensions of a call's operands."""
+        return [
+            (str(size), label)
+            for source in node.all_input_nodes
+            if is_tensor(source) and isinstance(labels := self.labels[source], tuple)
+            for size, label in zip(tuple[Any, ...](source.meta["val"].shape), labels, strict=True)
+            if not isinstance(size, int)
+        ]
 
 
 def _memory(tensor: Tensor) -> int | None:

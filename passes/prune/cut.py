@@ -55,10 +55,11 @@ def _shrink_tensor(removal: Removal, edit: Edit, node: fx.Node, tensors: dict[in
 
 
 def select(tensor: Tensor, masks: list[Mask]) -> Tensor:
-    """Return the positions of a tensor that stay."""
+    """Return the positions of a tensor that stay. A mask repeats where a dimension is longer (a dynamic one)."""
     for dim, mask in enumerate(masks):
         if not mask.all():
-            tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+            positions = np.flatnonzero(np.resize(mask, tensor.shape[dim]))
+            tensor = tensor.index_select(dim, torch.from_numpy(positions))
     return tensor
 
 
@@ -109,13 +110,13 @@ def _text(size: Any) -> str:
 
 
 def _compose(removal: Removal) -> Kept:
-    """Record which positions of the very first Program each value still has."""
+    """Record which positions of the very first Program each value still has, in its static dimensions."""
     result: Kept = {name: dict(dims) for name, dims in removal.found.program.kept.items()}
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     for node, labels in removal.found.labels.items():
         for dim, label in enumerate(labels if isinstance(labels, tuple) else ()):
             mask = removal.keep(label)
-            if not mask.all():
+            if not mask.all() and isinstance(node.meta["val"].shape[dim], int):
                 kept = _still(result.get(node.name, {}).get(dim), np.flatnonzero(mask))
                 result.setdefault(node.name, {})[dim] = known.setdefault(kept, kept)
     return result

@@ -136,7 +136,8 @@ def _masked(removal: Removal, value: Any, labels: Value) -> Any:
     for dim, label in enumerate(labels):
         mask = removal.keep(label)
         if not mask.all():
-            value = value.detach().index_fill(dim, torch.from_numpy(np.flatnonzero(~mask)), 0)
+            gone = np.flatnonzero(~np.resize(mask, value.shape[dim]))
+            value = value.detach().index_fill(dim, torch.from_numpy(gone), 0)
     return value
 
 
@@ -159,6 +160,7 @@ def _on_the_rest(removal: Removal, result: Program, node: fx.Node, copy: fx.Node
     for dim, label in enumerate(labels):
         mask = removal.keep(label)
         if not mask.all():
-            whole = value.new_zeros([*value.shape[:dim], len(mask), *value.shape[dim + 1 :]])
-            value = whole.index_copy(dim, torch.from_numpy(np.flatnonzero(mask)), value)
+            size = len(mask) * value.shape[dim] // int(mask.sum())  # a dynamic dimension may be longer than its label
+            whole = value.new_zeros([*value.shape[:dim], size, *value.shape[dim + 1 :]])
+            value = whole.index_copy(dim, torch.from_numpy(np.flatnonzero(np.resize(mask, size))), value)
     return value

@@ -78,4 +78,4 @@ class _Widths:
 
 def _size(widths: _Widths, size: Any, label: Label) -> int:
     """Return a size, or -1 - number for one that follows from a label."""
-    return -1 - widths.number(label) if isinstance(size, int) and size and label.any() else size_of(size)
+    return -1 - widths.number(label) if len(label) and label.any() else size_of(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,12 @@ class Call:
         for label in labels:
             self.symbols.freeze(label, f"{because} (node '{self.node.name}', {self.node.target})")
 
+    def staying(self, size: int | torch.SymInt, because: str) -> Label:
+        """Return the label of a dimension that keeps all positions, for a reason that what is tied to it can name."""
+        label = self.symbols.fresh(size_of(size))
+        self.freeze(label, because=because)
+        return label
+
     def unify(self, first: Label, second: Label) -> None:
         """Tie two labels position by position."""
         self.symbols.unify(first, second)
@@ -157,11 +164,23 @@ class Shrink:
         return argument(self.node, name)
 
     def sizes(self, given: Sequence[Any], labels: Sequence[Label]) -> list[Any]:
-        """Return a list of sizes with every number of a dimension that shrinks replaced; -1 and computed ones stay."""
-        return [
-            self.count(label) if isinstance(size, int) and size >= 0 and self.cuts(label) else size
-            for size, label in zip(given, labels, strict=True)
-        ]
+        """Return a list of sizes with every one of a dimension that shrinks replaced.
+
+        A computed one becomes -1, or where there is a -1 already, its share of what it was.
+        """
+        free = not any(isinstance(size, int) and size < 0 for size in given)
+        result = list(given)
+        for position, (size, label) in enumerate(zip(given, labels, strict=True)):
+            if not self.cuts(label) or (isinstance(size, int) and size < 0):
+                continue
+            if isinstance(size, int):
+                result[position] = self.count(label)
+            elif free:
+                result[position], free = -1, False
+            else:
+                kept = self.edit.call(operator.mul, size, self.count(label), before=self.node)
+                result[position] = self.edit.call(operator.floordiv, kept, len(label), before=self.node)
+        return result
 
 
 Relate = Callable[[Call], Value]
@@ -174,10 +193,15 @@ def unchanged(shrink: Shrink) -> None:
 
 @dataclass(frozen=True)
 class ChannelRule:
-    """One row: how an op relates the labels of its operands and results, and which of its constants follow them."""
+    """One row: how an op relates the labels of its operands and results, and which of its constants follow them.
+
+    `dynamic`: what it says of a dynamic dimension of its result is true of every size; otherwise only the label of
+    such a dimension of an operand passes.
+    """
 
     relate: Relate
     resize: Resize = unchanged
+    dynamic: bool = False
 
 
 def broadcast(call: Call, operands: Sequence[tuple[Labels, Sequence[Any]]]) -> Labels:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxopt.passes.prune.dynamic_reshape import BECAUSE, reshape_dynamic
 from fxopt.passes.prune.factor import merge, merge_all, split_all
 from fxopt.passes.prune.rule import Call, CannotRelate, ChannelRule, Labels, Shrink, shape_of, size_of, without
 from fxopt.passes.prune.symbols import Label, fixed
@@ -34,7 +35,13 @@ def _reshape(call: Call) -> Labels:
             whole = merge_all(call.symbols, [labels[dim] for dim in old])
             result.update(zip(new, split_all(call.symbols, whole, [after[dim] for dim in new]), strict=True))
         else:
-            call.freeze(*(labels[dim] for dim in old), because="it is reshaped together with a dynamic dimension")
+            of_block = reshape_dynamic(
+                call, [labels[d] for d in old], [before[d] for d in old], [after[d] for d in new]
+            )
+            if of_block is None:
+                call.freeze(*(labels[dim] for dim in old), because=BECAUSE)
+                of_block = [call.staying(after[dim], because=BECAUSE) for dim in new]
+            result.update(zip(new, of_block, strict=True))
     for dim, size in enumerate(before):
         if isinstance(size, int) and size == 1:
             call.freeze(labels[dim], because="it has one position")
@@ -220,15 +227,15 @@ def _select(call: Call) -> Labels:
     return without(x, [dim])
 
 
-RESHAPE = ChannelRule(_reshape)
+RESHAPE = ChannelRule(_reshape, dynamic=True)
 
 SHAPE_RULES: dict[Any, ChannelRule] = {
-    aten.view.default: ChannelRule(_reshape, _resized("size")),
-    aten._unsafe_view.default: ChannelRule(_reshape, _resized("size")),
-    aten.reshape.default: ChannelRule(_reshape, _resized("shape")),
+    aten.view.default: ChannelRule(_reshape, _resized("size"), dynamic=True),
+    aten._unsafe_view.default: ChannelRule(_reshape, _resized("size"), dynamic=True),
+    aten.reshape.default: ChannelRule(_reshape, _resized("shape"), dynamic=True),
     aten.flatten.using_ints: RESHAPE,
     aten.ravel.default: RESHAPE,
-    aten.unflatten.int: ChannelRule(_reshape, _unflattened),
+    aten.unflatten.int: ChannelRule(_reshape, _unflattened, dynamic=True),
     aten.squeeze.default: RESHAPE,
     aten.squeeze.dim: RESHAPE,
     aten.squeeze.dims: RESHAPE,
