@@ -35,6 +35,11 @@ def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tu
     Raises DataError, naming the item, for data that is empty, has another structure, shape or dtype, or holds NaN or
     infinities.
     """
+    return (tensors for _, tensors in calibration_items(data, program))
+
+
+def calibration_items(data: Data | str | Path, program: Program) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
+    """Stream each item of calibration data as it is, labels included, with its tensor inputs; raises the same."""
     source = load_data(data, program) if isinstance(data, (str, Path)) else data
     if isinstance(source, Tensor):
         raise DataError("Calibration data is one Tensor; give a list of inputs, for example list(x.split(8)).")
@@ -44,7 +49,7 @@ def calibration_inputs(data: Data | str | Path, program: Program) -> Iterator[tu
         raise DataError(f"Calibration data must be iterable, got {type(source).__name__}.") from None
     count = 0
     for count, item in enumerate(items, start=1):
-        yield _checked(item, program, count - 1)
+        yield item, _checked(item, program, count - 1)
     if count == 0:
         raise DataError("The calibration data is empty; give at least one item shaped like the example inputs.")
 
