@@ -72,6 +72,11 @@ def input_second_moments(program: Program, data: Iterable[Any]) -> dict[str, Ten
     return _by_weight(sums, counts)
 
 
+def input_dims(program: Program) -> set[tuple[str, int]]:
+    """Return the dimensions of weights that run over channels of their inputs: (weight's name, dimension)."""
+    return {(reader.weight, reader.dim) for reader in _readers(program)}
+
+
 def _squares(value: Tensor, axis: int) -> tuple[Tensor, int]:
     others = [dim for dim in range(value.ndim) if dim != value.ndim + axis]
     squares = value.float().square().sum(others, dtype=torch.float64) if others else value.double().square()
@@ -84,7 +89,7 @@ def _by_weight(sums: dict[_Reader, Tensor], counts: dict[_Reader, int]) -> dict[
         of_weight[reader.weight].append(reader)
     result = {}
     for name, readers in of_weight.items():
-        total = torch.stack([_spread(reader, sums[reader]) for reader in readers]).sum(0)
+        total: Tensor = sum((_spread(reader, sums[reader]) for reader in readers), torch.zeros(()))
         result[name] = (total / max(sum(counts[reader] for reader in readers), 1)).float()
     return result
 

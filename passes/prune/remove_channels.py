@@ -18,10 +18,11 @@ from fxopt.graph.program import Program
 from fxopt.passes.prune.coordinates import Coordinates, Removal, coordinates
 from fxopt.passes.prune.cut import cut
 from fxopt.passes.prune.empty_dimensions import without_empty
-from fxopt.passes.prune.groups import ChannelGroups, Group, groups_of, occurrences
+from fxopt.passes.prune.groups import ChannelGroups, Group, groups_of
 from fxopt.passes.prune.masked import prove
+from fxopt.passes.prune.ranking import Ranking, check_ranking
 from fxopt.passes.prune.remaining_macs import remaining_macs
-from fxopt.passes.prune.scores import SCORES, unit_scores
+from fxopt.passes.prune.scores import Score, named_score, unit_scores
 from fxopt.passes.prune.select import select_units
 from fxopt.passes.prune.symbols import Mask
 
@@ -31,7 +32,11 @@ class RemoveChannels:
     """Remove the channels that matter least, and prove that the rest computes what the masked original does.
 
     - `macs`: the share of multiply-accumulate operations to leave, in (0, 1); met within 2 % of the original's.
-    - `score`: what matters, "l2" or "l1": the weights of all that goes together, relative to the mean of its group.
+    - `score`: what matters: an object such as L2() or Taylor(data), or the name "l2" or "l1". See scores.py and
+      data_scores.py.
+    - `ranking`: which units compete: "global" all of them, by their scores; "local" those of a group, so that all
+      groups lose the same share; "isomorphic" those of groups of the same structure; or a tuple of module names,
+      those of each module (the rest is one more).
     - `round_to`: widths stay multiples of this where the group has enough units and the target can be met so.
     - `averaged`: "keep" leaves alone what a norm or a mean averages over, so that all that is left is exact.
     - `inputs`: tensors to prove it on, in order (see Program.flatten); made from the specs where none are given.
@@ -49,11 +54,12 @@ class RemoveChannels:
     """
 
     macs: float = 0.5
-    score: Literal["l2", "l1"] = "l2"
+    score: Score | Literal["l2", "l1"] = "l2"
     round_to: int = 16
     keep: tuple[str, ...] = ()
     averaged: Literal["cut", "keep"] = "cut"
     inputs: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
+    ranking: Ranking = "global"
 
     def __call__(self, program: Program) -> Program:
         """Return the smaller Program; it shares every tensor that loses nothing."""
@@ -61,7 +67,7 @@ class RemoveChannels:
         found = coordinates(program)
         groups = groups_of(found)
         candidates = [g for g in _candidates(groups, self.keep) if self.averaged == "cut" or not g.inexact]
-        scores = unit_scores(found, occurrences(found), candidates, self.score)
+        scores = unit_scores(found, candidates, self.score, self.ranking)
         macs = remaining_macs(found)
         removed = select_units(candidates, scores, macs, found.symbols.count, self.macs, self.round_to)
         return remove_units(groups, without_empty(found, removed), self, self.inputs)
@@ -69,8 +75,8 @@ class RemoveChannels:
     def _check(self) -> None:
         if not 0 < self.macs < 1:
             raise PassError(f"macs={self.macs} is the share of operations to leave: a number between 0 and 1.")
-        if self.score not in SCORES:
-            raise PassError(f"There is no score '{self.score}'. Choose one of {', '.join(SCORES)}.")
+        named_score(self.score)
+        check_ranking(self.ranking)
         if self.averaged not in ("cut", "keep"):
             raise PassError(f"averaged='{self.averaged}' must be 'cut' or 'keep'.")
         if self.round_to < 1:

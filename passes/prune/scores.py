@@ -1,63 +1,184 @@
-"""SCORES: how much each position of a dimension of a tensor matters. A unit's score sums over all it takes along."""
+"""Scores that need no data: how much each unit matters, from its weights. All in arrays of units (see Units).
+
+A score sums over what a unit takes along of every tensor; `reduction` makes one number out of those of its tensors.
+`normalize` makes numbers of different groups comparable: it divides them by the mean or the largest of the group.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fxopt.graph.rewrite import constant
+from fxopt.errors import PassError
+from fxopt.graph.rewrite import argument
 from fxopt.passes.prune.coordinates import Coordinates
-from fxopt.passes.prune.groups import Group, Occurrences, tensor_nodes
+from fxopt.passes.prune.groups import Group
+from fxopt.passes.prune.ranking import Ranking, ranked
+from fxopt.passes.prune.units import Floats, Normalize, Reduction, Units, check_choices, units_of
 
 Scores = Mapping[int, float]  # of units
-PositionScore = Callable[[Tensor, int], Tensor]
+ROWS = 1024  # whose distances to all others are in memory at once
+
+aten = torch.ops.aten
 
 
-def _squares(tensor: Tensor, dim: int) -> Tensor:
-    """Sum of squares of the weights of each position (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
-    return _others_summed(tensor.square(), dim)
+class Score(Protocol):
+    """Anything that gives each unit a number, `[units]`; the lowest go first."""
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the numbers in the order of `units.ids`; those of units in no group do not count."""
+        ...
 
 
-def _magnitudes(tensor: Tensor, dim: int) -> Tensor:
-    return _others_summed(tensor.abs(), dim)
+@dataclass(frozen=True)
+class L2:
+    """Sum of the squares of a unit's weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
+
+    reduction: Reduction = "sum"
+    normalize: Normalize = "mean"
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction, self.normalize)
+        return units.normalize(squares(units, self.reduction), self.normalize)
 
 
-def _others_summed(tensor: Tensor, dim: int) -> Tensor:
-    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+@dataclass(frozen=True)
+class L1:
+    """Sum of the magnitudes of a unit's weights (Li et al. 2017)."""
+
+    reduction: Reduction = "sum"
+    normalize: Normalize = "mean"
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction, self.normalize)
+        parts = units.sums(lambda name, dim: over_others(units.tensors[name].abs(), dim))
+        return units.normalize(units.reduce(parts, self.reduction), self.normalize)
 
 
-SCORES: dict[str, PositionScore] = {"l2": _squares, "l1": _magnitudes}
+@dataclass(frozen=True)
+class BatchNormScale:
+    """|gamma| of a unit's batch norms (Liu et al. 2017, "Learning Efficient Convolutional Networks through Network
+    Slimming").
+
+    Units without a batch norm are ranked by L2 among their own, both relative to the mean of their group. Raises
+    PassError if there is no batch norm with a scale.
+    """  # noqa: D205
+
+    reduction: Reduction = "sum"
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction)
+        norms = units.program.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+        scales = {units.names.get(str(getattr(argument(node, "weight"), "target", ""))) for node in norms} - {None}
+        if not scales:
+            raise PassError(
+                "BatchNormScale: there is no batch norm with a scale in this Program. FoldBatchNorm, which is part of "
+                "CLEANUP, folds them into layers: remove channels before it, or choose L2()."
+            )
+        parts = units.sums(lambda name, dim: units.tensors[name].abs() if name in scales else None)
+        found = units.normalize(units.reduce(parts, self.reduction), "mean")
+        return or_else(found, units.normalize(squares(units, "sum"), "mean"))
 
 
-def unit_scores(found: Coordinates, table: Occurrences, groups: Sequence[Group], score: str) -> Scores:
-    """Return the score of every unit: that of its weights, divided by the mean of its group.
+@dataclass(frozen=True)
+class GeometricMedian:
+    """Sum of the distances to the other filters of the same tensor, so that what others can replace goes first.
 
-    Tensors of one dimension (biases, norms) count only for units that take nothing else.
+    He et al. 2019, "Filter Pruning via Geometric Median for Deep Neural Networks Acceleration", equation 7. What a
+    unit takes from a dimension are its filters there.
     """
-    kind = SCORES[score]
-    tensors = {name: constant(found.program.module, node) for name, node in tensor_nodes(found)}
-    values, matters = np.zeros(len(table.unit)), np.zeros(len(table.unit), bool)
-    for number, (name, dim) in enumerate(table.dims):
-        tensor, here = tensors[name], table.dim == number
-        assert tensor is not None
-        if here.any():
-            values[here] = kind(tensor.detach().float(), dim).numpy()[table.position[here]]
-            matters[here] = tensor.ndim > 1
-    by_weight, by_all = (_sum(table.unit, values * part) for part in (matters, np.ones_like(matters)))
-    raw = {unit: by_weight[unit] or by_all[unit] for unit in by_all}
-    return {unit: raw[unit] / mean for group in groups for mean in [_mean(raw, group)] for unit in group.units}
+
+    reduction: Reduction = "sum"
+    normalize: Normalize = "mean"
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction, self.normalize)
+        parts = units.sums(lambda name, dim: _distances(units.tensors[name], dim))
+        return units.normalize(units.reduce(parts, self.reduction), self.normalize)
 
 
-def _sum(units: NDArray[Any], values: NDArray[Any]) -> dict[int, float]:
-    unique, place = np.unique(units, return_inverse=True)
-    return dict(zip(unique.tolist(), np.bincount(place, values, len(unique)).tolist(), strict=True))
+@dataclass(frozen=True)
+class Lamp:
+    """Squares of a unit over those of all units of its group that are not smaller, so that groups are comparable.
+
+    Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", equation 4, with the units of a group in
+    the place of the weights of a layer. The last unit of a group has 1.
+    """
+
+    reduction: Reduction = "sum"
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction)
+        result = squares(units, self.reduction)
+        for members in units.members:
+            order = members[np.argsort(result[members], kind="stable")]
+            left = np.cumsum(result[order][::-1])[::-1]
+            result[order] = np.divide(result[order], left, out=np.ones(len(order)), where=left > 0)
+        return result
 
 
-def _mean(raw: Scores, group: Group) -> float:
-    mean = sum(raw[unit] for unit in group.units) / len(group.units)
-    return mean if mean > 0 and torch.isfinite(torch.tensor(mean)) else 1.0
+@dataclass(frozen=True)
+class Random:
+    """Random numbers: what any other score has to beat."""
+
+    seed: int = 0
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        return np.random.default_rng(self.seed).random(len(units))
+
+
+NAMED: dict[str, Callable[[], Score]] = {"l2": L2, "l1": L1}
+
+
+def named_score(score: Score | str) -> Score:
+    """Return a score by its name. Raises PassError if there is none."""
+    if isinstance(score, str):
+        if score not in NAMED:
+            raise PassError(
+                f"There is no score '{score}'. Choose one of {', '.join(NAMED)}, or pass an object: L2(), Taylor(data)."
+            )
+        return NAMED[score]()
+    if isinstance(score, type) or not callable(score):
+        raise PassError(f"score={score!r} is no score; pass an object such as L2() or Taylor(data).")
+    return score
+
+
+def unit_scores(
+    found: Coordinates, groups: Sequence[Group], score: Score | str = "l2", ranking: Ranking = "global"
+) -> Scores:
+    """Return the score of every unit of some groups; units go in their order."""
+    units = units_of(found, groups)
+    scores = ranked(units, named_score(score)(units), ranking)
+    return {int(units.ids[place]): float(scores[place]) for members in units.members for place in members}
+
+
+def squares(units: Units, reduction: Reduction) -> Floats:
+    """Return the sum of the squares of each unit's weights."""
+    return units.reduce(units.sums(lambda name, dim: over_others(units.tensors[name].square(), dim)), reduction)
+
+
+def over_others(tensor: Tensor, dim: int) -> Tensor:
+    """Sum over all dimensions but one, in float64."""
+    others = [other for other in range(tensor.ndim) if other != dim]
+    return tensor.sum(others, dtype=torch.float64) if others else tensor.double()
+
+
+def or_else(scores: Floats, fallback: Floats) -> Floats:
+    """Return scores, and those of a fallback where there are none."""
+    return np.where(np.isnan(scores), fallback, scores)
+
+
+def _distances(tensor: Tensor, dim: int) -> Tensor:
+    filters = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1).float()
+    return torch.cat([torch.cdist(some, filters).sum(1) for some in torch.split(filters, ROWS)])

@@ -1,0 +1,99 @@
+"""Scores from calibration data: how far the outputs, a loss, or the next layers move when a unit goes.
+
+Without a loss no labels are needed: the change of the outputs counts (see gradients.py). With one, the data must hold
+what it reads, as in `Taylor(data, lambda outputs, batch: cross_entropy(outputs, batch[1]))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fxopt.passes.prune.gradients import Loss, batch_gradients, mean_over_batches
+from fxopt.passes.prune.input_norms import input_dims, input_second_moments
+from fxopt.passes.prune.scores import or_else, over_others, squares
+from fxopt.passes.prune.units import Floats, Normalize, Reduction, Units, check_choices
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Mean square of what a loss, or the outputs, change by to first order: E[(sum w g)^2] over a unit's weights.
+
+    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8, for each batch of the data;
+    without a loss for each sample, where the batch is dynamic. `seed`: of the random projections of the outputs. Raises
+    what batch_gradients() raises.
+    """
+
+    data: Iterable[Any] = field(repr=False)
+    loss: Loss | None = field(default=None, repr=False)
+    reduction: Reduction = "sum"
+    normalize: Normalize = "mean"
+    seed: int = 0
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction, self.normalize)
+        total = np.zeros(len(units))
+        for gradients in batch_gradients(units.program, self.data, self.loss, self.seed):
+            changes = {name: units.tensors[name] * gradients[name] for name in units.tensors if name in gradients}
+            parts = units.sums(lambda name, dim, changes=changes: _summed(changes, name, dim))  # type: ignore[misc]
+            total += np.square(np.nan_to_num(units.reduce(parts, self.reduction)))
+        return units.normalize(total, self.normalize)
+
+
+@dataclass(frozen=True)
+class HessianDiagonal:
+    """Half of the sum of E[g^2] w^2 over a unit's weights, the second-order change of a loss, or of the outputs.
+
+    LeCun et al. 1989, "Optimal Brain Damage", equation 5 (the "saliency"), with the diagonal of the Fisher or, without
+    a loss, of the Gauss-Newton matrix for that of the Hessian. Otherwise as Taylor.
+    """
+
+    data: Iterable[Any] = field(repr=False)
+    loss: Loss | None = field(default=None, repr=False)
+    reduction: Reduction = "sum"
+    normalize: Normalize = "mean"
+    seed: int = 0
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction, self.normalize)
+        squared = mean_over_batches(
+            units.program, self.data, lambda weight, gradient: (weight * gradient).square() / 2, self.loss, self.seed
+        )
+        parts = units.sums(lambda name, dim: _summed(squared, name, dim))
+        return units.normalize(np.nan_to_num(units.reduce(parts, self.reduction)), self.normalize)
+
+
+@dataclass(frozen=True)
+class ActivationTimesWeight:
+    """E[x_j^2] |W_j|^2, the power that a unit j gives to what reads it: W_j are the weights of a reader that it meets.
+
+    After Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), equation 1, with
+    a unit's weights summed. Units that no linear, convolution or matrix product reads are ranked by L2 among their own.
+    Raises DataError for data that is empty or does not fit.
+    """
+
+    data: Iterable[Any] = field(repr=False)
+    reduction: Reduction = "sum"
+    normalize: Normalize = "mean"
+
+    def __call__(self, units: Units) -> Floats:
+        """Return the score of each unit."""
+        check_choices(self.reduction, self.normalize)
+        moments = input_second_moments(units.program, self.data)
+        power = {
+            (units.names[name], dim): over_others(units.tensors[units.names[name]].square() * moments[name], dim)
+            for name, dim in sorted(input_dims(units.program))
+            if name in moments
+        }
+        found = units.reduce(units.sums(lambda name, dim: power.get((name, dim))), self.reduction)
+        return units.normalize(or_else(found, squares(units, "sum")), self.normalize)
+
+
+def _summed(values: dict[str, Tensor], name: str, dim: int) -> Tensor | None:
+    return over_others(values[name], dim) if name in values else None
