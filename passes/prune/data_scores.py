@@ -2,6 +2,9 @@
 
 Without a loss no labels are needed: the change of the outputs counts (see gradients.py). With one, the data must hold
 what it reads, as in `Taylor(data, lambda outputs, batch: cross_entropy(outputs, batch[1]))`.
+
+A unit goes when the weights that read it become zero; so these count alone. To count those that make it as well would
+be to count the same change twice, and something else where an activation or a norm lies between.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from fxopt.passes.prune.units import Floats, Normalize, Reduction, Units, check_
 
 @dataclass(frozen=True)
 class Taylor:
-    """Mean square of what a loss, or the outputs, change by to first order: E[(sum w g)^2] over a unit's weights.
+    """E[(sum w g)^2] over the weights that read a unit: the squared first-order change of a loss, or of the outputs.
 
     Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8, for each batch of the data;
-    without a loss for each sample, where the batch is dynamic. `seed`: of the random projections of the outputs. Raises
-    what batch_gradients() raises.
+    without a loss for each sample, where the batch is dynamic. Units that no layer reads (positions of query and key
+    heads) have the sum over all of their weights. `seed`: of the random projections of the outputs. Raises what
+    batch_gradients() raises.
     """
 
     data: Iterable[Any] = field(repr=False)
@@ -37,17 +41,18 @@ class Taylor:
     def __call__(self, units: Units) -> Floats:
         """Return the score of each unit."""
         check_choices(self.reduction, self.normalize)
-        total = np.zeros(len(units))
+        total, count = np.zeros(len(units)), 0
         for gradients in batch_gradients(units.program, self.data, self.loss, self.seed):
             changes = {name: units.tensors[name] * gradients[name] for name in units.tensors if name in gradients}
             parts = units.sums(lambda name, dim, changes=changes: _summed(changes, name, dim))  # type: ignore[misc]
-            total += np.square(np.nan_to_num(units.reduce(parts, self.reduction)))
-        return units.normalize(total, self.normalize)
+            total += np.square(np.nan_to_num(units.reduce(parts, self.reduction, weights="read")))
+            count += 1
+        return units.normalize(total / max(count, 1), self.normalize)
 
 
 @dataclass(frozen=True)
 class HessianDiagonal:
-    """Half of the sum of E[g^2] w^2 over a unit's weights, the second-order change of a loss, or of the outputs.
+    """Sum of E[g^2] w^2 / 2 over the weights that read a unit: what a loss or the outputs change by, second order.
 
     LeCun et al. 1989, "Optimal Brain Damage", equation 5 (the "saliency"), with the diagonal of the Fisher or, without
     a loss, of the Gauss-Newton matrix for that of the Hessian. Otherwise as Taylor.
@@ -66,7 +71,7 @@ class HessianDiagonal:
             units.program, self.data, lambda weight, gradient: (weight * gradient).square() / 2, self.loss, self.seed
         )
         parts = units.sums(lambda name, dim: _summed(squared, name, dim))
-        return units.normalize(np.nan_to_num(units.reduce(parts, self.reduction)), self.normalize)
+        return units.normalize(np.nan_to_num(units.reduce(parts, self.reduction, weights="read")), self.normalize)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class ActivationTimesWeight:
             if name in moments
         }
         found = units.reduce(units.sums(lambda name, dim: power.get((name, dim))), self.reduction)
-        return units.normalize(or_else(found, squares(units, "sum")), self.normalize)
+        return units.normalize(or_else(found, squares(units, "sum", "all")), self.normalize)
 
 
 def _summed(values: dict[str, Tensor], name: str, dim: int) -> Tensor | None:

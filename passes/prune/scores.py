@@ -1,7 +1,11 @@
 """Scores that need no data: how much each unit matters, from its weights. All in arrays of units (see Units).
 
-A score sums over what a unit takes along of every tensor; `reduction` makes one number out of those of its tensors.
-`normalize` makes numbers of different groups comparable: it divides them by the mean or the largest of the group.
+A score sums over what a unit takes along of each tensor.
+
+- `weights`: "read", those that read a unit, since it is gone when they are zero, or "all" that go with it. Units that
+  no layer reads (positions of query and key heads) have all of theirs.
+- `reduction` makes one number out of those of its tensors.
+- `normalize` makes numbers of different groups comparable: it divides them by the mean or the largest of the group.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from fxopt.graph.rewrite import argument
 from fxopt.passes.prune.coordinates import Coordinates
 from fxopt.passes.prune.groups import Group
 from fxopt.passes.prune.ranking import Ranking, ranked
-from fxopt.passes.prune.units import Floats, Normalize, Reduction, Units, check_choices, units_of
+from fxopt.passes.prune.units import Floats, Normalize, Reduction, Units, Weights, check_choices, units_of
 
 Scores = Mapping[int, float]  # of units
 ROWS = 1024  # whose distances to all others are in memory at once
@@ -41,11 +45,12 @@ class L2:
 
     reduction: Reduction = "sum"
     normalize: Normalize = "mean"
+    weights: Weights = "read"
 
     def __call__(self, units: Units) -> Floats:
         """Return the score of each unit."""
-        check_choices(self.reduction, self.normalize)
-        return units.normalize(squares(units, self.reduction), self.normalize)
+        check_choices(self.reduction, self.normalize, self.weights)
+        return units.normalize(squares(units, self.reduction, self.weights), self.normalize)
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,13 @@ class L1:
 
     reduction: Reduction = "sum"
     normalize: Normalize = "mean"
+    weights: Weights = "read"
 
     def __call__(self, units: Units) -> Floats:
         """Return the score of each unit."""
-        check_choices(self.reduction, self.normalize)
+        check_choices(self.reduction, self.normalize, self.weights)
         parts = units.sums(lambda name, dim: over_others(units.tensors[name].abs(), dim))
-        return units.normalize(units.reduce(parts, self.reduction), self.normalize)
+        return units.normalize(units.reduce(parts, self.reduction, self.weights), self.normalize)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class BatchNormScale:
             )
         parts = units.sums(lambda name, dim: units.tensors[name].abs() if name in scales else None)
         found = units.normalize(units.reduce(parts, self.reduction), "mean")
-        return or_else(found, units.normalize(squares(units, "sum"), "mean"))
+        return or_else(found, units.normalize(squares(units, "sum", "read"), "mean"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Lamp:
     """Squares of a unit over those of all units of its group that are not smaller, so that groups are comparable.
 
     Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", equation 4, with the units of a group in
-    the place of the weights of a layer. The last unit of a group has 1.
+    the place of the weights of a layer, and weights that read a unit. The last unit of a group has 1.
     """
 
     reduction: Reduction = "sum"
@@ -119,7 +125,7 @@ class Lamp:
     def __call__(self, units: Units) -> Floats:
         """Return the score of each unit."""
         check_choices(self.reduction)
-        result = squares(units, self.reduction)
+        result = squares(units, self.reduction, "read")
         for members in units.members:
             order = members[np.argsort(result[members], kind="stable")]
             left = np.cumsum(result[order][::-1])[::-1]
@@ -163,9 +169,10 @@ def unit_scores(
     return {int(units.ids[place]): float(scores[place]) for members in units.members for place in members}
 
 
-def squares(units: Units, reduction: Reduction) -> Floats:
+def squares(units: Units, reduction: Reduction, weights: Weights) -> Floats:
     """Return the sum of the squares of each unit's weights."""
-    return units.reduce(units.sums(lambda name, dim: over_others(units.tensors[name].square(), dim)), reduction)
+    parts = units.sums(lambda name, dim: over_others(units.tensors[name].square(), dim))
+    return units.reduce(parts, reduction, weights)
 
 
 def over_others(tensor: Tensor, dim: int) -> Tensor:

@@ -15,11 +15,13 @@ from fxopt.graph.program import Program
 from fxopt.graph.rewrite import constant
 from fxopt.passes.prune.coordinates import Coordinates
 from fxopt.passes.prune.groups import Group, occurrences, tensor_nodes
+from fxopt.passes.prune.input_norms import input_dims
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Reduction = Literal["sum", "mean", "max"]
 Normalize = Literal["mean", "max", "none"]
+Weights = Literal["read", "all"]
 PositionValues = Callable[
     [str, int], Tensor | None
 ]  # of a tensor's name and a dimension: [positions], or no part of it
@@ -33,7 +35,8 @@ class Units:
 
     - `tensors`: by name, each memory once. `names`: the name there of each tensor, tied ones included.
     - `ids`: the units, sorted. `groups`: those to choose from; `members`: the places of their units in `ids`.
-    - `dims`: (tensor, dimension). `positions`: those at which something of a unit lies, and `part_at` whose part.
+    - `dims`: (tensor, dimension). `reads`: whether it runs over channels of a layer's input. `positions`: those at
+      which something of a unit lies, and `part_at` whose part.
     - `part_unit`, `part_dim`: the place of each part's unit in `ids` and of its dimension in `dims`.
     """
 
@@ -44,6 +47,7 @@ class Units:
     groups: tuple[Group, ...]
     members: tuple[Integers, ...]
     dims: tuple[tuple[str, int], ...]
+    reads: NDArray[np.bool_]
     positions: tuple[Integers, ...]
     part_at: tuple[Integers, ...]
     part_unit: Integers
@@ -59,25 +63,24 @@ class Units:
                 np.add.at(total, part, here)
         return total
 
-    def reduce(self, parts: Floats, how: Reduction) -> Floats:
+    def reduce(self, parts: Floats, how: Reduction, weights: Weights = "all") -> Floats:
         """Return one number a unit, `[units]`, out of its parts; NaN where all of them are.
 
-        Parts of tensors of one dimension (biases, norms) count only for units that have no other. "max" is that of the
-        magnitudes.
+        Parts of tensors of one dimension (biases, norms) count only for units that have no other. With weights="read",
+        those that read a unit count alone, for units that have any. "max" is that of the magnitudes.
         """
-        counted = ~np.isnan(parts)
-        matrix = np.array([self.tensors[name].ndim > 1 for name, _ in self.dims], bool)[self.part_dim] & counted
-        used = np.where(self._count(matrix)[self.part_unit] > 0, matrix, counted)
-        many, values = self._count(used), np.where(used, parts, 0)
+        level = np.array([1 if self.tensors[name].ndim > 1 else 0 for name, _ in self.dims], np.int64)
+        level = np.where(np.isnan(parts), -1, (level + 2 * (self.reads & (weights == "read")))[self.part_dim])
+        highest = np.full(len(self.ids), -1)
+        np.maximum.at(highest, self.part_unit, level)
+        used = (level >= 0) & (level == highest[self.part_unit])
+        many, values = np.bincount(self.part_unit[used], minlength=len(self.ids)), np.where(used, parts, 0)
         if how == "max":
             result = np.zeros(len(self.ids))
             np.maximum.at(result, self.part_unit, np.abs(values))
         else:
             result = np.bincount(self.part_unit, values, len(self.ids)) / (np.maximum(many, 1) if how == "mean" else 1)
         return np.where(many > 0, result, np.nan)
-
-    def _count(self, parts: NDArray[np.bool_]) -> Integers:
-        return np.bincount(self.part_unit[parts], minlength=len(self.ids))
 
     def normalize(self, scores: Floats, how: Normalize) -> Floats:
         """Divide the scores of each group by their mean or largest."""
@@ -96,7 +99,8 @@ def units_of(found: Coordinates, groups: Sequence[Group]) -> Units:
     nodes = dict(tensor_nodes(found))
     first = {id(found.labels[node]): name for name, node in nodes.items()}
     module, every = found.program.module, found.program.graph.find_nodes(op="get_attr")
-    table = occurrences(found)
+    names = {str(node.target): first[id(found.labels[node])] for node in every if id(found.labels[node]) in first}
+    table, reads = occurrences(found), {(names[name], dim) for name, dim in input_dims(found.program) if name in names}
     count = max(len(table.dims), 1)
     ids, unit = np.unique(table.unit, return_inverse=True)
     parts, part = np.unique(unit * count + table.dim, return_inverse=True)
@@ -104,11 +108,12 @@ def units_of(found: Coordinates, groups: Sequence[Group]) -> Units:
     return Units(
         found.program,
         {name: _tensor(module, node) for name, node in nodes.items()},
-        {str(node.target): first[id(found.labels[node])] for node in every if id(found.labels[node]) in first},
+        names,
         ids,
         tuple(groups),
         tuple(np.searchsorted(ids, np.array(group.units)) for group in groups),
         table.dims,
+        np.array([dim in reads for dim in table.dims], bool),
         tuple(table.position[here] for here in at),
         tuple(part[here] for here in at),
         parts // count,
@@ -122,9 +127,11 @@ def _tensor(module: Any, node: Any) -> Tensor:
     return tensor.detach()
 
 
-def check_choices(reduction: str | None = None, normalize: str | None = None) -> None:
-    """Raise PassError for a reduction or normalization that does not exist."""
-    if reduction not in (None, "sum", "mean", "max"):
+def check_choices(reduction: str, normalize: str = "none", weights: str = "all") -> None:
+    """Raise PassError for options of scores that do not exist."""
+    if reduction not in ("sum", "mean", "max"):
         raise PassError(f"reduction='{reduction}' must be 'sum', 'mean' or 'max'.")
-    if normalize not in (None, "mean", "max", "none"):
+    if normalize not in ("mean", "max", "none"):
         raise PassError(f"normalize='{normalize}' must be 'mean', 'max' or 'none'.")
+    if weights not in ("read", "all"):
+        raise PassError(f"weights='{weights}' must be 'read' or 'all'.")
