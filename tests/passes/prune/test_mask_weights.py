@@ -1,0 +1,447 @@
+"""MaskWeights and FoldMasks: what goes, that it stays gone, and that all else works on a masked Program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fxopt.errors import DataError, PassError
+from fxopt.export.to_onnx import to_onnx
+from fxopt.export.validate import validate
+from fxopt.graph.cost import macs
+from fxopt.graph.ops import dequantize
+from fxopt.graph.pipeline import Pipeline
+from fxopt.graph.program import Program
+from fxopt.graph.rewrite import constant, get_attribute
+from fxopt.graph.serialize import load
+from fxopt.graph.verify import verify
+from fxopt.passes import CLEANUP, FoldMasks, MaskWeights, Quantize, RemoveChannels
+from fxopt.passes.prune import Blocks, Magnitude, NofM, Sparsity
+from fxopt.passes.prune.weights import WEIGHT_RULES, Layout, weights_of
+from tests.conftest import Golden
+from tests.passes.cleanup.checks import check, program_of, refuses, snapshot
+
+aten = torch.ops.aten
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def _network(m: Any, x: Tensor) -> Any:
+    return m.head(m.second(torch.relu(m.norm(m.first(x)))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def network() -> Program:
+    torch.manual_seed(0)
+    return program_of(
+        _network,
+        IMAGE,
+        dynamic="batch",
+        first=nn.Conv2d(3, 8, 3),
+        norm=nn.BatchNorm2d(8),
+        second=nn.Conv2d(8, 8, 3, groups=2),
+        head=nn.Linear(128, 10),
+    )
+
+
+def linear_of(*rows: list[float]) -> Program:
+    weight = nn.Parameter(torch.tensor(rows))
+    return program_of(
+        lambda m, x: torch.nn.functional.linear(x, m.weight), torch.randn(2, weight.shape[1]), weight=weight
+    )
+
+
+def mask(program: Program, name: str = "weight") -> list[Any]:
+    values: list[Any] = get_attribute(program.module, f"{name}_mask").int().tolist()
+    return values
+
+
+def masks(program: Program) -> dict[str, Tensor]:
+    return {weight.name: weight.mask for weight in weights_of(program)}
+
+
+def share_gone(program: Program) -> float:
+    found = masks(program).values()
+    return 1 - sum(int(mask.sum()) for mask in found) / sum(mask.numel() for mask in found)
+
+
+def test_golden_mask_weights(golden: Golden) -> None:
+    def tied(m: Any, x: Tensor) -> Any:
+        return torch.nn.functional.linear(m.table(x).mean(1) @ m.square, m.table.weight, m.bias)
+
+    members: dict[str, Any] = {
+        "table": nn.Embedding(10, 4),
+        "square": nn.Parameter(torch.randn(4, 4)),
+        "bias": torch.zeros(10),
+    }
+    program = program_of(tied, torch.zeros(2, 5, dtype=torch.int64), **members)
+    golden(program, MaskWeights(Sparsity(0.5))(program))
+
+
+def test_magnitude_by_hand() -> None:
+    program = linear_of([0.1, -0.2, 0.3], [-0.3, 0.2, 0.0])
+    assert mask(MaskWeights(Magnitude(0.2))(program)) == [[0, 1, 1], [1, 1, 0]]
+
+
+def test_sparsity_by_hand() -> None:
+    program = linear_of([1.0, -2.0, 3.0, -4.0], [8.0, 7.0, -6.0, 5.0])
+    assert mask(MaskWeights(Sparsity(0.5))(program)) == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert mask(MaskWeights(Sparsity(0.5, across="output"))(program)) == [[0, 0, 1, 1], [1, 1, 0, 0]]
+
+
+def test_across_the_model_small_layers_lose_more() -> None:
+    members: dict[str, Any] = {"small": nn.Linear(4, 4), "large": nn.Linear(4, 4)}
+    program = program_of(lambda m, x: m.large(m.small(x)), torch.randn(2, 4), **members)
+    with torch.no_grad():
+        get_attribute(program.module, "small.weight").mul_(1e-3)
+    found = masks(MaskWeights(Sparsity(0.5, across="model"))(program))
+    assert not found["small.weight"].any() and found["large.weight"].all()
+
+
+def test_two_of_four_by_hand() -> None:
+    program = linear_of([1.0, -2.0, 3.0, -4.0, 1.0, 2.0], [8.0, 7.0, -6.0, 5.0, 0.0, 0.0])
+    assert mask(MaskWeights(NofM(2, 4))(program)) == [[0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
+
+
+def test_blocks_by_hand() -> None:
+    program = linear_of([3.0, 3.0, 5.0, 0.0, 9.0], [3.0, 3.0, 0.0, 0.0, 0.0])
+    l1, l2 = (mask(MaskWeights(Blocks((2, 2), 0.5, norm))(program)) for norm in ("l1", "l2"))
+    assert l1 == l2 == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]]  # 12 and 5; 6 and 5
+    program = linear_of([3.0, 3.0, 7.0, 0.0], [3.0, 3.0, 0.0, 0.0])
+    assert mask(MaskWeights(Blocks((2, 2), 0.5, "l1"))(program))[0] == [1, 1, 0, 0]  # 12 and 7
+    assert mask(MaskWeights(Blocks((2, 2), 0.5, "l2"))(program))[0] == [0, 0, 1, 1]  # 6 and 7
+
+
+@pytest.mark.parametrize("inputs_first", [False, True])
+def test_convolutions_lie_channels_last(inputs_first: bool) -> None:
+    groups, first, second, kernel = 2, 3, 4, (3, 2)
+    weight = torch.randn(groups * first, second, *kernel)
+    found = Layout((groups, first, second, 6), inputs_first).matrices(weight)
+    assert found.shape == ((12, 4, 3) if inputs_first else (12, 3, 4))
+    for matrix, output, channel in np.ndindex(*found.shape):
+        group, tap = divmod(matrix, 6)
+        a, b = (channel, output) if inputs_first else (output, channel)
+        assert found[matrix, output, channel] == weight[group * first + a, b, tap // 2, tap % 2]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.tuples(*[st.integers(1, 4)] * 4), st.booleans())
+def test_layouts_are_undone(shape: tuple[int, int, int, int], inputs_first: bool) -> None:
+    layout = Layout(shape, inputs_first)
+    weight = torch.randn(shape[0] * shape[1], shape[2], shape[3])
+    assert torch.equal(layout.restore(layout.matrices(weight), weight), weight)
+    rows = layout.rows(weight)
+    assert rows.shape[1] == weight.numel() // (shape[0] * shape[2 if inputs_first else 1])
+    assert torch.equal(layout.restore_rows(rows, weight), weight)
+
+
+CALLS: dict[Any, tuple[Any, tuple[Tensor, ...], dict[str, Any]]] = {
+    aten.conv1d.default: (lambda m, x: m.layer(x), (torch.randn(1, 4, 6),), {"layer": nn.Conv1d(4, 4, 3)}),
+    aten.conv2d.default: (lambda m, x: m.layer(x), (torch.randn(1, 4, 6, 6),), {"layer": nn.Conv2d(4, 4, 3)}),
+    aten.conv3d.default: (lambda m, x: m.layer(x), (torch.randn(1, 4, 3, 3, 3),), {"layer": nn.Conv3d(4, 4, 2)}),
+    aten.conv2d.padding: (
+        lambda m, x: m.layer(x),
+        (torch.randn(1, 4, 6, 6),),
+        {"layer": nn.Conv2d(4, 4, 3, padding="same")},
+    ),
+    aten.conv_transpose1d.default: (
+        lambda m, x: m.layer(x),
+        (torch.randn(1, 4, 6),),
+        {"layer": nn.ConvTranspose1d(4, 4, 3)},
+    ),
+    aten.conv_transpose2d.input: (
+        lambda m, x: m.layer(x),
+        (torch.randn(1, 8, 6, 6),),
+        {"layer": nn.ConvTranspose2d(8, 4, 3, groups=2)},
+    ),
+    aten.conv_transpose3d.input: (
+        lambda m, x: m.layer(x),
+        (torch.randn(1, 4, 3, 3, 3),),
+        {"layer": nn.ConvTranspose3d(4, 4, 2)},
+    ),
+    aten.linear.default: (lambda m, x: m.layer(x), (torch.randn(2, 4),), {"layer": nn.Linear(4, 4)}),
+    aten.matmul.default: (
+        lambda m, x: x @ m.layer,
+        (torch.randn(2, 3, 4),),
+        {"layer": nn.Parameter(torch.randn(4, 4))},
+    ),
+    aten.mm.default: (
+        lambda m, x: torch.mm(m.layer, x),
+        (torch.randn(4, 3),),
+        {"layer": nn.Parameter(torch.randn(4, 4))},
+    ),
+    aten.bmm.default: (
+        lambda m, x: torch.bmm(x, m.layer),
+        (torch.randn(2, 3, 4),),
+        {"layer": nn.Parameter(torch.randn(2, 4, 4))},
+    ),
+    aten.addmm.default: (
+        lambda m, x: torch.addmm(m.bias, x, m.layer),
+        (torch.randn(2, 4),),
+        {"layer": nn.Parameter(torch.randn(4, 4)), "bias": torch.ones(4)},
+    ),
+    aten.lstm.input: (lambda m, x: m.layer(x)[0], (torch.randn(2, 3, 4),), {"layer": nn.LSTM(4, 4)}),
+    aten.gru.input: (lambda m, x: m.layer(x)[0], (torch.randn(2, 3, 4),), {"layer": nn.GRU(4, 4)}),
+    aten.rnn_tanh.input: (lambda m, x: m.layer(x)[0], (torch.randn(2, 3, 4),), {"layer": nn.RNN(4, 4)}),
+    aten.rnn_relu.input: (
+        lambda m, x: m.layer(x)[0],
+        (torch.randn(2, 3, 4),),
+        {"layer": nn.RNN(4, 4, nonlinearity="relu")},
+    ),
+}  # fmt: skip
+ALIKE = {aten.conv1d.padding, aten.conv3d.padding, aten.baddbmm.default}  # as conv2d.padding and bmm
+
+
+def test_every_row_has_a_case() -> None:
+    assert CALLS.keys() | ALIKE == WEIGHT_RULES.keys()
+
+
+@pytest.mark.parametrize("op", CALLS, ids=str)
+def test_rows(op: Any) -> None:
+    function, inputs, members = CALLS[op]
+    program = program_of(function, *inputs, **members)
+    assert any(node.target is op for node in program.graph.nodes)
+    result = verify(MaskWeights(NofM(2, 4))(program), full=True)
+    found = weights_of(result)
+    assert found and all(weight.reader.target is op for weight in found)
+    for weight in found:
+        assert (weight.layout.matrices(weight.mask).sum(2) == 2).all()
+    check(FoldMasks(), result, *inputs, bound=0)
+
+
+@pytest.mark.parametrize("op", [op for op in CALLS if "conv" in str(op)] + [aten.linear.default], ids=str)
+def test_an_output_sums_over_its_row(op: Any) -> None:
+    """Masking all rows but that of the first output leaves only that output different from the bias."""
+    function, inputs, members = CALLS[op]
+    program = program_of(function, *inputs, **members)
+    weight = weights_of(program)[0]
+    rows = torch.zeros_like(weight.layout.rows(weight.mask))
+    rows[0] = True
+    pattern = lambda weights, scores: [weight.layout.restore_rows(rows, weight.value)]  # noqa: E731
+    (value,) = MaskWeights(pattern)(program).module(*inputs)
+    bias = get_attribute(program.module, "layer.bias")
+    axis = 1 if "conv" in str(op) else -1
+    moved = (value - bias.reshape([-1 if dim == axis % value.ndim else 1 for dim in range(value.ndim)])).abs()
+    changed = moved.amax([dim for dim in range(value.ndim) if dim != axis % value.ndim]) > 1e-6
+    assert changed.tolist() == [True] + [False] * (len(changed) - 1)
+
+
+def test_training_leaves_zeros_alone(network: Program) -> None:
+    program = MaskWeights(Sparsity(0.5))(network).train()
+    weights = weights_of(program)
+    before = [weight.value.detach().clone() for weight in weights]
+    program.module(IMAGE)[0].square().sum().backward()
+    for weight in weights:
+        assert isinstance(weight.value, nn.Parameter) and weight.value.grad is not None
+        assert (weight.value.grad[~weight.mask] == 0).all() and (weight.value.grad[weight.mask] != 0).any()
+    with torch.no_grad():
+        for weight in weights:
+            weight.value.sub_(weight.value.grad, alpha=0.1)  # type: ignore[arg-type]
+    try:
+        found = {name: value for name, value in FoldMasks()(program).module.named_parameters()}
+        for weight, old in zip(weights, before, strict=True):
+            assert torch.equal(found[weight.name] == 0, ~weight.mask)
+            assert torch.equal(weight.value[~weight.mask], old[~weight.mask])
+    finally:
+        with torch.no_grad():
+            for weight, old in zip(weights, before, strict=True):
+                weight.value.copy_(old)
+                weight.value.grad = None
+
+
+def test_input_programs_stay_as_they_are(network: Program) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    text, values = snapshot(masked)
+    MaskWeights(Sparsity(0.9))(masked)
+    FoldMasks()(masked)
+    after, kept = snapshot(masked)
+    assert text == after and all(torch.equal(values[name], kept[name]) for name in values)
+    assert get_attribute(masked.module, "head.weight") is get_attribute(network.module, "head.weight")
+
+
+PATTERNS = st.sampled_from([
+    Sparsity(0.3), Sparsity(0.6, "model"), Sparsity(0.5, "output"), NofM(2, 4), NofM(1, 2), Blocks((2, 2), 0.5),
+    Blocks((4, 1), 0.7, "l1"), Magnitude(0.05),
+])  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(PATTERNS, st.sampled_from(["magnitude", "random"])), min_size=2, max_size=3))
+def test_masks_only_grow(network: Program, steps: list[tuple[Any, Any]]) -> None:
+    program = network
+    for pattern, score in steps:
+        before = masks(program)
+        program = MaskWeights(pattern, "magnitude" if isinstance(pattern, Magnitude) else score)(program)
+        after = masks(program)
+        assert all(not (after[name] & ~before[name]).any() for name in before)
+    verify(program)
+
+
+@pytest.mark.parametrize(
+    "make", [Sparsity, lambda share: Sparsity(share, "model"), lambda share: Blocks((2, 1), share)]
+)
+def test_higher_shares_extend_masks_to_just_that_share(network: Program, make: Any) -> None:
+    program = MaskWeights(make(0.3), "random", seed=1)(network)
+    for share in (0.5, 0.9):
+        program = MaskWeights(make(share), "random", seed=2)(program)
+        assert share_gone(program) == pytest.approx(share, abs=0.05 if isinstance(make(share), Blocks) else 0.001)
+    refuses(MaskWeights(make(0.5)), program)
+
+
+def test_folding_is_exact_and_counts_zeros(network: Program) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    folded = check(FoldMasks(), masked, IMAGE, bound=0)
+    zeros = sum(int((weight.value == 0).sum()) for weight in weights_of(folded))
+    count = sum(weight.value.numel() for weight in weights_of(folded))
+    assert f"{zeros:,} of {count:,} weights in 3 masked tensors are zero ({zeros / count:.1%})." in folded.notes[-1]
+    assert "not faster" in folded.notes[-1]
+    assert [name for name, _ in folded.module.named_parameters()] == [n for n, _ in masked.module.named_parameters()]
+    refuses(FoldMasks(), network)
+
+
+def test_the_cleanup_folds_masks_too(network: Program) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    folded, cleaned = Pipeline((FoldMasks(), *CLEANUP))(masked), Pipeline(CLEANUP)(masked)
+    for (name, left), (other, right) in zip(
+        folded.module.named_parameters(), cleaned.module.named_parameters(), strict=True
+    ):
+        assert name == other and torch.equal(left, right)
+    assert torch.equal(folded.module(IMAGE)[0], cleaned.module(IMAGE)[0])
+
+
+def test_export(network: Program, tmp_path: Path) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    for program in (masked, FoldMasks()(masked)):
+        to_onnx(program, tmp_path / "model.onnx")
+        validate(tmp_path / "model.onnx", program, (IMAGE,), raise_on_failure=True)
+
+
+def test_save_and_load(network: Program, tmp_path: Path) -> None:
+    masked = MaskWeights(NofM(2, 4))(network)
+    masked.save(tmp_path / "masked.pt2")
+    loaded = load(tmp_path / "masked.pt2")
+    assert all(torch.equal(mask, masks(masked)[name]) for name, mask in masks(loaded).items())
+    assert torch.equal(loaded.module(IMAGE)[0], masked.module(IMAGE)[0])
+
+
+def test_zeros_are_zeros_as_integers(network: Program) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    mask = masks(masked)["head.weight"]
+    result = Quantize([IMAGE])(Pipeline((FoldMasks(), *CLEANUP))(masked))
+    linear = next(node for node in result.graph.nodes if node.target is aten.linear.default)
+    assert linear.args[1].target is dequantize
+    stored = constant(result.module, linear.args[1].args[0])
+    assert stored is not None and stored.dtype is torch.int8 and (stored[~mask] == 0).all()
+
+
+def test_without_folding_quantization_leaves_masked_layers_float(network: Program) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    result = Quantize([IMAGE])(masked)
+    assert any("its weight is computed, not stored" in note for note in result.notes)
+    assert torch.equal(result.module(IMAGE)[0], masked.module(IMAGE)[0])
+
+
+def test_channels_leave_with_their_masks(network: Program) -> None:
+    masked = MaskWeights(Sparsity(0.5))(network)
+    small = verify(RemoveChannels(macs=0.5, round_to=1)(masked), full=True)
+    assert abs(macs(small) / macs(network) - 0.5) <= 0.02
+    left = weights_of(small)
+    assert len(left) == 3 and all(weight.product is not None for weight in left)
+    expected = masks(masked)["second.weight"]
+    for dim, positions in small.kept["second_weight"].items():
+        expected = expected.index_select(dim, torch.tensor(positions))
+    assert expected.numel() < 8 * 4 * 9 and torch.equal(left[1].mask, expected)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(("head",), {"first", "second"}), (("first.weight", "head"), {"second"})])
+def test_kept_names_get_no_mask(network: Program, keep: tuple[str, ...], left: set[str]) -> None:
+    found = weights_of(MaskWeights(Sparsity(0.5), keep=keep)(network))
+    assert {weight.name.split(".")[0] for weight in found if weight.product is not None} == left
+
+
+def test_weights_too_small_for_the_pattern_are_named(network: Program) -> None:
+    result = MaskWeights(NofM(2, 4))(network)
+    assert result.notes[-1] == "Weights that no mask takes anything from: first.weight."
+    assert masks(result)["first.weight"].all()
+
+
+def test_random_masks_follow_the_seed(network: Program) -> None:
+    first, again, other = (MaskWeights(Sparsity(0.5), "random", seed=seed)(network) for seed in (0, 0, 1))
+    assert all(torch.equal(mask, masks(again)[name]) for name, mask in masks(first).items())
+    assert not torch.equal(masks(first)["head.weight"], masks(other)["head.weight"])
+
+
+def test_wanda_by_hand() -> None:
+    program = linear_of([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
+    data = [torch.tensor([[10.0, 1.0, 1.0, 1.0], [10.0, 1.0, 1.0, 1.0]]), torch.tensor([[0.0, 1.0, 2.0, 5.0]] * 2)]
+    # |w| ||x||: norms 200, 4, 10, 52 before the root
+    result = MaskWeights(Sparsity(0.5, "output"), score="wanda", data=data)(program)
+    scores = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]]) * torch.tensor([200.0, 4, 10, 52]).sqrt()
+    lowest = scores.argsort(1)[:, :2]
+    assert mask(result) == torch.ones(2, 4).int().scatter(1, lowest, 0).tolist()
+    again = MaskWeights(Sparsity(0.75, "output"), score="wanda", data=data)(result)
+    assert mask(again) == torch.ones(2, 4).int().scatter(1, scores.argsort(1)[:, :3], 0).tolist()
+
+
+def test_taylor_by_hand() -> None:
+    program = linear_of([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
+    data = [torch.tensor([[1.0, 0.0, 5.0, 1.0], [1.0, 1.0, 1.0, 1.0]])]
+    # loss = 3 y_0 + y_1, summed: its gradient in w is the sum of x, times 3 and 1
+    result = MaskWeights(
+        Sparsity(0.5), score="taylor", data=data, loss=lambda y, batch: (y * torch.tensor([3.0, 1.0])).sum()
+    )(program)
+    gradient = torch.tensor([[3.0], [1.0]]) * torch.tensor([2.0, 1.0, 6.0, 2.0])
+    scores = (torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]]) * gradient).flatten()  # 6 6 54 24 8 3 12 2
+    assert mask(result) == torch.ones(8).int().scatter(0, scores.argsort()[:4], 0).reshape(2, 4).tolist()
+
+
+def test_a_model_without_weights_comes_back() -> None:
+    refuses(MaskWeights(Sparsity(0.5)), program_of(lambda m, x: x @ x.T, torch.randn(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Sparsity(1.0), "share"),
+        (lambda: Sparsity(-0.1), "share"),
+        (lambda: Sparsity(0.5, "everything"), "across"),  # type: ignore[arg-type]
+        (lambda: Magnitude(-1), "0 or more"),
+        (lambda: Magnitude(float("nan")), "0 or more"),
+        (lambda: NofM(4, 4), "n of every m"),
+        (lambda: NofM(0, 4), "n of every m"),
+        (lambda: Blocks((0, 2), 0.5), "a block has"),
+        (lambda: Blocks((2, 2), 1.5), "share"),
+        (lambda: Blocks((2, 2), 0.5, "l3"), "norm"),  # type: ignore[arg-type]
+    ],
+)
+def test_patterns_that_make_no_sense(make: Any, text: str) -> None:
+    with pytest.raises(PassError, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("by", "error", "text"),
+    [
+        (MaskWeights(Sparsity(0.5), keep=("haed",)), PassError, "no tensor or module is named 'haed'"),
+        (MaskWeights(Sparsity(0.5), score="l7"), PassError, "Choose one of magnitude"),  # type: ignore[arg-type]
+        (MaskWeights(Sparsity(0.5), score="taylor"), PassError, "needs calibration data"),
+        (MaskWeights(Sparsity(0.5), score="wanda"), PassError, "needs calibration data"),
+        (MaskWeights(Sparsity(0.5), score="wanda", data=[]), DataError, "empty"),
+        (MaskWeights(Magnitude(0.1), score="random"), PassError, "compares"),
+    ],
+)
+def test_bad_input(network: Program, by: MaskWeights, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        by(network)
+
+
+def test_wanda_says_which_weights_it_does_not_know() -> None:
+    program = program_of(lambda m, x: m.lstm(x)[0], torch.randn(2, 3, 4), lstm=nn.LSTM(4, 4))
+    with pytest.raises(PassError, match=r"lstm\.weight_ih_l0, lstm\.weight_hh_l0"):
+        MaskWeights(Sparsity(0.5), score="wanda", data=[torch.randn(2, 3, 4)])(program)
