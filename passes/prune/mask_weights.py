@@ -26,7 +26,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class MaskWeights:
-    """Mask the weights that products contract (see WEIGHT_RULES), by a pattern and a score.
+    """Mask the weights that products read directly (see WEIGHT_RULES), by a pattern and a score.
 
     - `pattern`: Magnitude(threshold), Sparsity(share), NofM(n, m) or Blocks(shape, sparsity).
     - `score`: "magnitude"; "taylor" and "wanda", which need `data` (any iterable of items like the example inputs);
@@ -39,7 +39,8 @@ class MaskWeights:
        a higher share (see Gradually).
     3. What a pattern leaves whole, because a weight is too small for it, is named in a note.
 
-    FoldMasks() makes ordinary weights of it, and so does the cleanup: run that before, where training is to follow.
+    FoldMasks() makes ordinary weights of it, and so does the cleanup: run that before, where training is to follow, and
+    FoldMasks() before RemoveChannels and Quantize, which look at what is stored.
     Raises PassError for names and scores that do not exist, and where data is missing.
     """
 

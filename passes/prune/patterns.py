@@ -128,7 +128,7 @@ class Blocks:
         matrices = weight.layout.matrices(_ranked(weight, score))
         height, width = self.shape
         rows, columns = matrices.shape[1] // height * height, matrices.shape[2] // width * width
-        blocks = matrices[:, :rows, :columns].reshape(-1, rows // height, height, columns // width, width)
+        blocks = matrices[:, :rows, :columns].reshape(len(matrices), rows // height, height, columns // width, width)
         left = blocks.clamp(min=0)  # what is gone adds nothing
         norms = (left if self.norm == "l1" else left.square()).sum((2, 4))
         norms = norms.masked_fill((blocks == GONE).all(4).all(2), GONE)

@@ -82,7 +82,7 @@ def _describe(name: str, shape: tuple[int, ...], values: np.ndarray, thresholds:
     sizes = np.sort(np.abs(values))
     mean = float(values.mean(dtype=np.float64))
     deviation = float(values.std(dtype=np.float64))
-    fourth = float(np.mean((values - mean) ** 4, dtype=np.float64))
+    squares = np.square((values - mean) / deviation) if deviation else None
     return WeightDistribution(
         name,
         shape,
@@ -90,7 +90,7 @@ def _describe(name: str, shape: tuple[int, ...], values: np.ndarray, thresholds:
         zeros=int(np.searchsorted(sizes, 0, side="right")),
         mean=mean,
         deviation=deviation,
-        kurtosis=fourth / deviation**4 if deviation else math.nan,
+        kurtosis=math.nan if squares is None else float(np.square(squares).mean(dtype=np.float64)),
         quantiles={share: float(sizes[max(math.ceil(share * sizes.size) - 1, 0)]) for share in QUANTILES},
         below={t: float(np.searchsorted(sizes, np.float32(t), side="left")) / sizes.size for t in thresholds},
     )

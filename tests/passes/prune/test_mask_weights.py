@@ -250,10 +250,11 @@ def test_kept_names_get_no_mask(network: Program, keep: tuple[str, ...], left: s
     assert {weight.name.split(".")[0] for weight in found if weight.product is not None} == left
 
 
-def test_weights_too_small_for_the_pattern_are_named(network: Program) -> None:
-    result = MaskWeights(NofM(2, 4))(network)
+@pytest.mark.parametrize("pattern", [NofM(2, 4), Blocks((2, 4), 0.5), Blocks((4, 4), 0.5)])
+def test_weights_too_small_for_the_pattern_are_named(network: Program, pattern: Any) -> None:
+    result = MaskWeights(pattern)(network)
     assert result.notes[-1] == "Weights that no mask takes anything from: first.weight."
-    assert masks(result)["first.weight"].all()
+    assert masks(result)["first.weight"].all() and not masks(result)["second.weight"].all()
 
 
 def test_random_masks_follow_the_seed(network: Program) -> None:
