@@ -5,9 +5,9 @@ y = W x  ->  y = (W * mask) x
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from torch import Tensor
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, set_attribute
-from fxopt.passes.prune.gradients import Loss
 from fxopt.passes.prune.patterns import Magnitude, Pattern
-from fxopt.passes.prune.weight_scores import ScoreOptions, weight_scores
+from fxopt.passes.prune.scores import L1, L2, Score, named_score
+from fxopt.passes.prune.weight_scores import weight_scores
 from fxopt.passes.prune.weights import Weight, masked, weights_of, without_kept
 
 aten = torch.ops.aten
@@ -29,8 +29,9 @@ class MaskWeights:
     """Mask the weights that products read directly (see WEIGHT_RULES), by a pattern and a score.
 
     - `pattern`: Magnitude(threshold), Sparsity(share), NofM(n, m) or Blocks(shape, sparsity).
-    - `score`: "magnitude"; "taylor" and "wanda", which need `data` (any iterable of items like the example inputs);
-      "random", by `seed`. `loss(outputs, batch)` is for "taylor"; without it, no labels are needed.
+    - `score`: what matters, an object with a row in WEIGHT_SCORES: L2(), L1(), Taylor(data), HessianDiagonal(data),
+      ActivationTimesWeight(data), Lamp() (for shares of the model), Random(seed); or the name "l2" or "l1". These two
+      differ in blocks only.
     - `keep`: names of tensors or modules that get no mask ("head", "layer1.0.weight").
 
     1. A mask is a bool buffer beside its weight, and all that read the weight reads the product: masked weights get no
@@ -41,26 +42,24 @@ class MaskWeights:
 
     FoldMasks() makes ordinary weights of it, and so does the cleanup: run that before, where training is to follow, and
     FoldMasks() before RemoveChannels and Quantize, which look at what is stored.
-    Raises PassError for names and scores that do not exist, and where data is missing.
+    Raises PassError for names that do not exist and scores that say nothing of weights, DataError for data that does
+    not fit.
     """
 
     pattern: Pattern
-    score: Literal["magnitude", "taylor", "wanda", "random"] = "magnitude"
+    score: Score | Literal["l2", "l1"] = "l2"
     keep: tuple[str, ...] = ()
-    data: Iterable[Any] | None = field(default=None, repr=False, compare=False)
-    loss: Loss | None = field(default=None, repr=False, compare=False)
-    seed: int = 0
 
     def __call__(self, program: Program) -> Program:
         """Return the masked Program, or `program` itself if nothing more goes. Weights are shared."""
-        if isinstance(self.pattern, Magnitude) and self.score != "magnitude":
-            raise PassError(f"Magnitude compares |w| with its threshold; score='{self.score}' goes with Sparsity.")
+        score = named_score(self.score)
+        if isinstance(self.pattern, Magnitude) and not isinstance(score, (L1, L2)):
+            raise PassError(f"Magnitude compares |w| with its threshold; score={score!r} goes with Sparsity.")
         names = [str(node.target) for node in program.graph.find_nodes(op="get_attr")]
         weights = without_kept(weights_of(program), self.keep, names)
         if not weights:
             return program
-        scores = weight_scores(program, weights, self.score, ScoreOptions(self.data, self.loss, self.seed))
-        pairs = zip(weights, self.pattern(weights, scores), strict=True)
+        pairs = zip(weights, self.pattern(weights, weight_scores(program, weights, score)), strict=True)
         masks = [weight.mask & stays for weight, stays in pairs]
         if all(torch.equal(weight.mask, mask) for weight, mask in zip(weights, masks, strict=True)):
             return program

@@ -103,22 +103,19 @@ class NofM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Of each weight's blocks of (outputs, inputs), the `sparsity` with the lowest norm of scores goes, in [0, 1).
+    """Of each weight's blocks of (outputs, inputs), the `sparsity` with the lowest sums of scores goes, in [0, 1).
 
     In a convolution a block lies at one position of the kernel. What does not fill a block at the last outputs and
-    inputs stays. `norm`: "l2" or "l1", over the scores of a block.
+    inputs stays.
     """
 
     shape: tuple[int, int]
     sparsity: float
-    norm: Literal["l2", "l1"] = "l2"
 
     def __post_init__(self) -> None:
         _check_share("Blocks", self.sparsity)
         if min(self.shape) < 1:
             raise PassError(f"Blocks({self.shape}): a block has (outputs, inputs), both 1 or more.")
-        if self.norm not in ("l2", "l1"):
-            raise PassError(f"Blocks(norm='{self.norm}') must be 'l2' or 'l1'.")
 
     def __call__(self, weights: Sequence[Weight], scores: Sequence[Tensor]) -> list[Tensor]:
         """Return masks of what stays."""
@@ -129,10 +126,9 @@ class Blocks:
         height, width = self.shape
         rows, columns = matrices.shape[1] // height * height, matrices.shape[2] // width * width
         blocks = matrices[:, :rows, :columns].reshape(len(matrices), rows // height, height, columns // width, width)
-        left = blocks.clamp(min=0)  # what is gone adds nothing
-        norms = (left if self.norm == "l1" else left.square()).sum((2, 4))
-        norms = norms.masked_fill((blocks == GONE).all(4).all(2), GONE)
-        block_stays = _without_lowest(norms.flatten(), self.sparsity).reshape(norms.shape)
+        sums = blocks.clamp(min=0).sum((2, 4))  # what is gone adds nothing
+        sums = sums.masked_fill((blocks == GONE).all(4).all(2), GONE)
+        block_stays = _without_lowest(sums.flatten(), self.sparsity).reshape(sums.shape)
         stays = torch.ones_like(matrices, dtype=torch.bool)
         stays[:, :rows, :columns] = block_stays.repeat_interleave(height, 1).repeat_interleave(width, 2)
         return weight.layout.restore(stays, score)

@@ -22,7 +22,21 @@ from fxopt.graph.rewrite import constant, get_attribute
 from fxopt.graph.serialize import load
 from fxopt.graph.verify import verify
 from fxopt.passes import CLEANUP, FoldMasks, MaskWeights, Quantize, RemoveChannels
-from fxopt.passes.prune import Blocks, Magnitude, NofM, Sparsity
+from fxopt.passes.prune import (
+    L1,
+    L2,
+    ActivationTimesWeight,
+    BatchNormScale,
+    Blocks,
+    HessianDiagonal,
+    Lamp,
+    Magnitude,
+    NofM,
+    Random,
+    Sparsity,
+    Taylor,
+)
+from fxopt.passes.prune.weight_scores import weight_scores
 from fxopt.passes.prune.weights import weights_of
 from tests.conftest import Golden
 from tests.passes.cleanup.checks import check, program_of, refuses, snapshot
@@ -110,11 +124,10 @@ def test_two_of_four_by_hand() -> None:
 
 def test_blocks_by_hand() -> None:
     program = linear_of([3.0, 3.0, 5.0, 0.0, 9.0], [3.0, 3.0, 0.0, 0.0, 0.0])
-    l1, l2 = (mask(MaskWeights(Blocks((2, 2), 0.5, norm))(program)) for norm in ("l1", "l2"))
-    assert l1 == l2 == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]]  # 12 and 5; 6 and 5
+    assert mask(MaskWeights(Blocks((2, 2), 0.5))(program)) == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]]  # 36 and 25
     program = linear_of([3.0, 3.0, 7.0, 0.0], [3.0, 3.0, 0.0, 0.0])
-    assert mask(MaskWeights(Blocks((2, 2), 0.5, "l1"))(program))[0] == [1, 1, 0, 0]  # 12 and 7
-    assert mask(MaskWeights(Blocks((2, 2), 0.5, "l2"))(program))[0] == [0, 0, 1, 1]  # 6 and 7
+    assert mask(MaskWeights(Blocks((2, 2), 0.5), "l1")(program))[0] == [1, 1, 0, 0]  # 12 and 7
+    assert mask(MaskWeights(Blocks((2, 2), 0.5), "l2")(program))[0] == [0, 0, 1, 1]  # 36 and 49
 
 
 def test_training_leaves_zeros_alone(network: Program) -> None:
@@ -152,17 +165,17 @@ def test_input_programs_stay_as_they_are(network: Program) -> None:
 
 PATTERNS = st.sampled_from([
     Sparsity(0.3), Sparsity(0.6, "model"), Sparsity(0.5, "output"), NofM(2, 4), NofM(1, 2), Blocks((2, 2), 0.5),
-    Blocks((4, 1), 0.7, "l1"), Magnitude(0.05),
+    Blocks((4, 1), 0.7), Magnitude(0.05),
 ])  # fmt: skip
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(PATTERNS, st.sampled_from(["magnitude", "random"])), min_size=2, max_size=3))
+@given(st.lists(st.tuples(PATTERNS, st.sampled_from([L2(), Random(), Lamp()])), min_size=2, max_size=3))
 def test_masks_only_grow(network: Program, steps: list[tuple[Any, Any]]) -> None:
     program = network
     for pattern, score in steps:
         before = masks(program)
-        program = MaskWeights(pattern, "magnitude" if isinstance(pattern, Magnitude) else score)(program)
+        program = MaskWeights(pattern, L1() if isinstance(pattern, Magnitude) else score)(program)
         after = masks(program)
         assert all(not (after[name] & ~before[name]).any() for name in before)
     verify(program)
@@ -172,9 +185,9 @@ def test_masks_only_grow(network: Program, steps: list[tuple[Any, Any]]) -> None
     "make", [Sparsity, lambda share: Sparsity(share, "model"), lambda share: Blocks((2, 1), share)]
 )
 def test_higher_shares_extend_masks_to_just_that_share(network: Program, make: Any) -> None:
-    program = MaskWeights(make(0.3), "random", seed=1)(network)
+    program = MaskWeights(make(0.3), Random(1))(network)
     for share in (0.5, 0.9):
-        program = MaskWeights(make(share), "random", seed=2)(program)
+        program = MaskWeights(make(share), Random(2))(program)
         assert share_gone(program) == pytest.approx(share, abs=0.05 if isinstance(make(share), Blocks) else 0.001)
     refuses(MaskWeights(make(0.5)), program)
 
@@ -258,7 +271,7 @@ def test_weights_too_small_for_the_pattern_are_named(network: Program, pattern: 
 
 
 def test_random_masks_follow_the_seed(network: Program) -> None:
-    first, again, other = (MaskWeights(Sparsity(0.5), "random", seed=seed)(network) for seed in (0, 0, 1))
+    first, again, other = (MaskWeights(Sparsity(0.5), Random(seed))(network) for seed in (0, 0, 1))
     assert all(torch.equal(mask, masks(again)[name]) for name, mask in masks(first).items())
     assert not torch.equal(masks(first)["head.weight"], masks(other)["head.weight"])
 
@@ -267,24 +280,34 @@ def test_wanda_by_hand() -> None:
     program = linear_of([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
     data = [torch.tensor([[10.0, 1.0, 1.0, 1.0], [10.0, 1.0, 1.0, 1.0]]), torch.tensor([[0.0, 1.0, 2.0, 5.0]] * 2)]
     # |w| ||x||: norms 200, 4, 10, 52 before the root
-    result = MaskWeights(Sparsity(0.5, "output"), score="wanda", data=data)(program)
+    result = MaskWeights(Sparsity(0.5, "output"), ActivationTimesWeight(data))(program)
     scores = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]]) * torch.tensor([200.0, 4, 10, 52]).sqrt()
     lowest = scores.argsort(1)[:, :2]
     assert mask(result) == torch.ones(2, 4).int().scatter(1, lowest, 0).tolist()
-    again = MaskWeights(Sparsity(0.75, "output"), score="wanda", data=data)(result)
+    again = MaskWeights(Sparsity(0.75, "output"), ActivationTimesWeight(data))(result)
     assert mask(again) == torch.ones(2, 4).int().scatter(1, scores.argsort(1)[:, :3], 0).tolist()
 
 
 def test_taylor_by_hand() -> None:
     program = linear_of([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
     data = [torch.tensor([[1.0, 0.0, 5.0, 1.0], [1.0, 1.0, 1.0, 1.0]])]
+
     # loss = 3 y_0 + y_1, summed: its gradient in w is the sum of x, times 3 and 1
-    result = MaskWeights(
-        Sparsity(0.5), score="taylor", data=data, loss=lambda y, batch: (y * torch.tensor([3.0, 1.0])).sum()
-    )(program)
+    def loss(outputs: Any, batch: Any) -> Tensor:
+        total: Tensor = (outputs * torch.tensor([3.0, 1.0])).sum()
+        return total
+
+    taylor, hessian = (MaskWeights(Sparsity(0.5), kind(data, loss))(program) for kind in (Taylor, HessianDiagonal))
     gradient = torch.tensor([[3.0], [1.0]]) * torch.tensor([2.0, 1.0, 6.0, 2.0])
     scores = (torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]]) * gradient).flatten()  # 6 6 54 24 8 3 12 2
-    assert mask(result) == torch.ones(8).int().scatter(0, scores.argsort()[:4], 0).reshape(2, 4).tolist()
+    expected = torch.ones(8).int().scatter(0, scores.argsort()[:4], 0).reshape(2, 4).tolist()
+    assert mask(taylor) == mask(hessian) == expected  # one batch: the square of the same
+
+
+def test_lamp_by_hand() -> None:
+    program = linear_of([1.0, -2.0, 3.0, 4.0])
+    (scores,) = weight_scores(program, weights_of(program), Lamp())
+    torch.testing.assert_close(scores, torch.tensor([[1 / 30, 4 / 29, 9 / 25, 1.0]]))
 
 
 def test_a_model_without_weights_comes_back() -> None:
@@ -303,7 +326,6 @@ def test_a_model_without_weights_comes_back() -> None:
         (lambda: NofM(0, 4), "n of every m"),
         (lambda: Blocks((0, 2), 0.5), "a block has"),
         (lambda: Blocks((2, 2), 1.5), "share"),
-        (lambda: Blocks((2, 2), 0.5, "l3"), "norm"),  # type: ignore[arg-type]
     ],
 )
 def test_patterns_that_make_no_sense(make: Any, text: str) -> None:
@@ -315,11 +337,12 @@ def test_patterns_that_make_no_sense(make: Any, text: str) -> None:
     ("by", "error", "text"),
     [
         (MaskWeights(Sparsity(0.5), keep=("haed",)), PassError, "no tensor or module is named 'haed'"),
-        (MaskWeights(Sparsity(0.5), score="l7"), PassError, "Choose one of magnitude"),  # type: ignore[arg-type]
-        (MaskWeights(Sparsity(0.5), score="taylor"), PassError, "needs calibration data"),
-        (MaskWeights(Sparsity(0.5), score="wanda"), PassError, "needs calibration data"),
-        (MaskWeights(Sparsity(0.5), score="wanda", data=[]), DataError, "empty"),
-        (MaskWeights(Magnitude(0.1), score="random"), PassError, "compares"),
+        (MaskWeights(Sparsity(0.5), "l7"), PassError, "no score 'l7'"),  # type: ignore[arg-type]
+        (MaskWeights(Sparsity(0.5), Taylor), PassError, "pass an object"),  # type: ignore[arg-type]
+        (MaskWeights(Sparsity(0.5), BatchNormScale()), PassError, "nothing of single weights"),
+        (MaskWeights(Sparsity(0.5), ActivationTimesWeight([])), DataError, "empty"),
+        (MaskWeights(Sparsity(0.5), Taylor([])), DataError, "empty"),
+        (MaskWeights(Magnitude(0.1), Random()), PassError, "compares"),
     ],
 )
 def test_bad_input(network: Program, by: MaskWeights, error: type[Exception], text: str) -> None:
@@ -330,4 +353,4 @@ def test_bad_input(network: Program, by: MaskWeights, error: type[Exception], te
 def test_wanda_says_which_weights_it_does_not_know() -> None:
     program = program_of(lambda m, x: m.lstm(x)[0], torch.randn(2, 3, 4), lstm=nn.LSTM(4, 4))
     with pytest.raises(PassError, match=r"lstm\.weight_ih_l0, lstm\.weight_hh_l0"):
-        MaskWeights(Sparsity(0.5), score="wanda", data=[torch.randn(2, 3, 4)])(program)
+        MaskWeights(Sparsity(0.5), ActivationTimesWeight([torch.randn(2, 3, 4)]))(program)
