@@ -138,7 +138,8 @@ def compile(
         str,
         typer.Option(
             metavar="NAME",
-            help="int8 (the best), int8-static, int8-dynamic, int8-data-free, int8-weights, int4-weights or float.",
+            help="int8 (the best), int8-static, int8-dynamic, int8-data-free, int8-weights, int4-weights, prune, "
+            "prune-int8 or float.",
         ),
     ] = "int8",
     calibration: Annotated[
@@ -158,7 +159,10 @@ def compile(
         typer.Option(metavar="DROP", help="int8: what the metric may lose, or sqnr=30, kl=0.01, agreement=0.99."),
     ] = None,
     max_latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="int8: a share of float's latency, 0.5, or a time, 3ms.")
+        str | None, typer.Option(metavar="TIME", help="int8, prune: a share of float's latency, 0.5, or a time, 3ms.")
+    ] = None,
+    macs: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="prune, prune-int8: the multiply-accumulates to leave, 0.5.")
     ] = None,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time it against the float model.")] = True,
     program: Annotated[Path | None, typer.Option(metavar="FILE.pt2", help="Also save the compiled program.")] = None,
@@ -184,6 +188,7 @@ def compile(
             opset=opset,
             max_drop=max_drop,
             max_latency=max_latency,
+            macs=macs,
             measure=measure,
             name=model,
             progress=stage,

@@ -30,12 +30,14 @@ from fxopt.limits import Budget, read_budget
 from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.outcome import Outcome, best_way, best_within, by_passes, float_model, one_way
-from fxopt.recipes import NAMES, NEED_DATA
+from fxopt.pruned import SHARE, Pruning, pruned_model
+from fxopt.recipes import NAMES, NEED_DATA, PRUNE, PRUNE_INT8
 from fxopt.reference import figures_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, TARGETS, Target, find_target
 
-Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
+Quantizing = Literal["int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
+Name = Literal["float", Quantizing, "prune", "prune-int8"]
 Recipe = Name | Pipeline | Sequence[Pass]
 
 
@@ -64,6 +66,7 @@ def compile(
     opset: int | None = None,
     max_drop: float | str | None = None,
     max_latency: float | str | None = None,
+    macs: float | None = None,
     measure: bool = True,
     name: str | None = None,
     progress: Progress | None = None,
@@ -75,7 +78,8 @@ def compile(
       timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice;
       "int8-data-free" (static ranges from batch norms; reads no data);
       "int8-weights" or "int4-weights" (linears compute in float; fitted to `calibration` if there is any; embeddings
-      are int8 tables); "float"; a Pipeline or a list of passes.
+      are int8 tables); "prune" (channels go, see RemoveChannels) or "prune-int8" (and the rest as "int8" does), unless
+      the dense model is faster when timed here; "float"; a Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
@@ -86,6 +90,8 @@ def compile(
       most) or "agreement=0.99" (of argmax, at least), see limits.Drop. With max_latency alone, the most exact model
       that is as fast: a share of the float model's latency (0.5), or a time ("3ms"). With both, the fastest within
       both. What judges is the first 32 calibration samples, held out of calibration if there are 128 or more.
+      With recipe "prune", max_latency says how far to prune instead of `macs`.
+    - `macs`: for the recipes that prune, the share of multiply-accumulates to leave (0.5).
     - `measure`: whether to time the result against the float model (False when compiling for another machine; then
       "int8" is "int8-static").
     - `progress`: called with the name of each stage as it starts, and with (name, done, total) as it goes on.
@@ -97,13 +103,14 @@ def compile(
     job = Job(resolve_target(target), opset, evaluate, progress or silent, filename)
     budget = read_budget(max_drop, max_latency, evaluated=evaluate is not None)
     _check_choices(recipe, opset, calibration, budget, measure)
+    pruning = _pruning(recipe, macs, budget)
     with job.stage("capture"):
         program, inputs = _program(model, example_inputs, dynamic)
         if isinstance(model, nn.Module):
             check_capture(model, program, inputs)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         job.folder = Path(folder)
-        outcome = _compile(job, recipe, program, calibration, inputs, measure, budget)
+        outcome = _compile(job, recipe, program, calibration, inputs, measure, budget, pruning)
         del program
         report = _report(job, outcome, inputs, _title(model, name), recipe, measure)
         if destination is not None:
@@ -125,8 +132,12 @@ def resolve_target(target: str | Target) -> Target:
 
 def _check_choices(recipe: Recipe, opset: int | None, calibration: Any, budget: Budget | None, measure: bool) -> None:
     """Raise early: capture and calibration may take minutes."""
-    if budget is not None and (recipe != "int8" or not measure):
-        raise ModelError(f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed.")
+    prunes = recipe == PRUNE and budget is not None and budget.drop is None
+    if budget is not None and ((recipe != "int8" and not prunes) or not measure):
+        raise ModelError(
+            f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed; 'prune' takes "
+            "max_latency alone."
+        )
     if isinstance(recipe, str) and recipe not in NAMES:
         hint = f"Choose one of {', '.join(NAMES)}, or pass a Pipeline or a list of passes."
         raise ModelError(f"There is no recipe '{recipe}'. {hint}")
@@ -137,6 +148,19 @@ def _check_choices(recipe: Recipe, opset: int | None, calibration: Any, budget: 
         )
     if opset is not None and opset not in OPSETS:
         raise TargetError(f"Opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}.")
+
+
+def _pruning(recipe: Recipe, macs: float | None, budget: Budget | None) -> Pruning | None:
+    """Return what a recipe that prunes should leave, None for another one."""
+    if recipe not in (PRUNE, PRUNE_INT8):
+        if macs is not None:
+            raise ModelError(f"macs={macs}: only the recipes '{PRUNE}' and '{PRUNE_INT8}' remove channels.")
+        return None
+    if macs is not None and budget is not None:
+        raise ModelError(f"macs={macs} and {budget} both say how far to prune: give one of them.")
+    if macs is not None and not 0 < macs < 1:
+        raise ModelError(f"macs={macs} is the share of multiply-accumulates to leave: a number between 0 and 1.")
+    return Pruning(SHARE if macs is None else macs, budget.latency if budget is not None else None)
 
 
 def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) -> tuple[Program, tuple[Tensor, ...]]:
@@ -160,11 +184,14 @@ def _compile(
     inputs: tuple[Tensor, ...],
     timed: bool,
     budget: Budget | None,
+    pruning: Pruning | None,
 ) -> Outcome:
     if recipe == "float":
         return float_model(job, program, inputs)
     if not isinstance(recipe, str):
         return by_passes(job, recipe, program, inputs)
+    if pruning is not None:
+        return pruned_model(job, recipe, program, source, inputs, pruning, timed)
     if recipe != "int8" or not timed or source is None:
         return one_way(job, recipe, program, source, inputs, timed)
     if budget is None:
