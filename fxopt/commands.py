@@ -13,6 +13,7 @@ from torch import nn
 from typer.core import TyperGroup
 
 from fxopt import display
+from fxopt.channel_report import channel_report
 from fxopt.compile import Result, example_of, resolve_target
 from fxopt.compile import compile as compile_model
 from fxopt.data import import_attribute
@@ -114,6 +115,9 @@ def inspect(
     dynamic: Dims = None,
     state_dict: StateDict = None,
     ops: Annotated[bool, typer.Option("--ops", help="Count every op.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Show which channels can be removed, what stays and why.")
+    ] = False,
     text: Annotated[bool, typer.Option("--text", help="Print the program itself.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -122,10 +126,13 @@ def inspect(
     with display.progress() as stage:
         program = _captured(model, input, dynamic, state_dict, stage)
     data = inspection(model, program)
+    channels = {"channels": channel_report(program)} if groups else {}
     if json:
-        display.show_json({**data, **({"text": str(program)} if text else {})})
+        display.show_json({**data, **channels, **({"text": str(program)} if text else {})})
         return
     display.show(*display.inspection_parts(data), *([display.ops_table(data["ops"])] if ops else []))
+    if groups:
+        display.show(*display.channel_parts(channels["channels"]))
     if text:
         print(str(program), end="")
 
