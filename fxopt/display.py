@@ -191,9 +191,9 @@ def channel_parts(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Lay out what can be removed: the groups, what stays and why, ops without a rule, and how far one can go."""
     table = _table(f"Groups ({len(data['groups'])})", ("units", "made by", "dimensions", "last read by", ""))
     for group in data["groups"]:
-        takes = [name if count == 1 else f"{count} of {name}" for name, count in group["members"].items()]
+        takes = [name if count == 1 else f"{name} ×{count}" for name, count in group["members"].items()]
         last = takes[-1] if len(takes) > 1 else ""
-        row = (str(group["units"]), takes[0], str(len(takes)), last, "averaged over" if group["inexact"] else "")
+        row = (str(group["units"]), takes[0], str(len(takes)), last, "averaged" if group["inexact"] else "")
         table.add_row(*map(Text, row))
     yield table
     yield _rows("What stays", ("dimensions", "reason", "for example"), _gathered(data["stays"], "dimensions"))
