@@ -94,6 +94,16 @@ StateDict = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights: .safetensors, or .pt with plain tensors.")
 ]
 TargetName = Annotated[str, typer.Option(metavar="NAME", help=f"auto (this machine), {', '.join(TARGETS)}.")]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(metavar="DROP", help="int8: what the metric may lose, or sqnr=30, kl=0.01, agreement=0.99."),
+]
+MaxLatency = Annotated[
+    str | None, typer.Option(metavar="TIME", help="int8, prune: a share of float's latency, 0.5, or a time, 3ms.")
+]
+Macs = Annotated[
+    float | None, typer.Option(metavar="SHARE", help="prune, prune-int8: the multiply-accumulates to leave, 0.5.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, to stdout.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
 Debug = Annotated[
@@ -161,16 +171,9 @@ def compile(
         str | None,
         typer.Option(metavar="FUNCTION", help="module:function: callable model -> metric, higher is better."),
     ] = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option(metavar="DROP", help="int8: what the metric may lose, or sqnr=30, kl=0.01, agreement=0.99."),
-    ] = None,
-    max_latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="int8, prune: a share of float's latency, 0.5, or a time, 3ms.")
-    ] = None,
-    macs: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="prune, prune-int8: the multiply-accumulates to leave, 0.5.")
-    ] = None,
+    max_drop: MaxDrop = None,
+    max_latency: MaxLatency = None,
+    macs: Macs = None,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time it against the float model.")] = True,
     program: Annotated[Path | None, typer.Option(metavar="FILE.pt2", help="Also save the compiled program.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write the report as a page.")] = None,

@@ -75,11 +75,10 @@ def compile(
 
     - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
     - `recipe`: "int8" (needs `calibration`): static ranges, dynamic ones for linears, or float, whichever is best when
-      timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice;
-      "int8-data-free" (static ranges from batch norms; reads no data);
-      "int8-weights" or "int4-weights" (linears compute in float; fitted to `calibration` if there is any; embeddings
-      are int8 tables); "prune" (channels go, see RemoveChannels) or "prune-int8" (and the rest as "int8" does), unless
-      the dense model is faster when timed here; "float"; a Pipeline or a list of passes.
+      timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice; "int8-data-free"
+      (static ranges from batch norms; reads no data); "int8-weights" or "int4-weights" (linears compute in float;
+      fitted to `calibration` if there is any; embeddings are int8 tables); "prune" (see RemoveChannels) or "prune-int8"
+      (the rest as "int8" does), unless dense is faster when timed here; "float"; a Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
@@ -90,8 +89,7 @@ def compile(
       most) or "agreement=0.99" (of argmax, at least), see limits.Drop. With max_latency alone, the most exact model
       that is as fast: a share of the float model's latency (0.5), or a time ("3ms"). With both, the fastest within
       both. What judges is the first 32 calibration samples, held out of calibration if there are 128 or more.
-      With recipe "prune", max_latency says how far to prune instead of `macs`.
-    - `macs`: for the recipes that prune, the share of multiply-accumulates to leave (0.5).
+    - `macs`: the share of multiply-accumulates that "prune" leaves (0.5); or give `max_latency`, and it is searched.
     - `measure`: whether to time the result against the float model (False when compiling for another machine; then
       "int8" is "int8-static").
     - `progress`: called with the name of each stage as it starts, and with (name, done, total) as it goes on.
@@ -113,9 +111,9 @@ def compile(
         outcome = _compile(job, recipe, program, calibration, inputs, measure, budget, pruning)
         del program
         report = _report(job, outcome, inputs, _title(model, name), recipe, measure)
+        proved = outcome.proved
         if destination is not None:
-            _move(outcome.proved.path, destination)
-    proved = outcome.proved
+            _move(proved.path, destination)
     return Result(destination, proved.program, report, proved.validation, proved.model)
 
 
