@@ -82,8 +82,7 @@ def compile(
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
-    - `dynamic`: see capture().
-    - `output`: where to write the ONNX file; nothing appears there unless it is proved.
+    - `dynamic`: see capture(). `output`: where to write the ONNX file; nothing appears there unless it is proved.
     - `max_drop`, `max_latency`: bounds for recipe "int8". With max_drop, the fastest model that loses no more: a
       number, in units of `evaluate`, or of the outputs against float's "sqnr=30" (dB, at least), "kl=0.01" (nats, at
       most) or "agreement=0.99" (of argmax, at least), see limits.Drop. With max_latency alone, the most exact model
@@ -104,8 +103,6 @@ def compile(
     pruning = _pruning(recipe, macs, budget)
     with job.stage("capture"):
         program, inputs = _program(model, example_inputs, dynamic)
-        if isinstance(model, nn.Module):
-            check_capture(model, program, inputs)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         job.folder = Path(folder)
         outcome = _compile(job, recipe, program, calibration, inputs, measure, budget, pruning)
@@ -171,7 +168,9 @@ def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) 
         raise ModelError("compile() needs example_inputs for an nn.Module: a Tensor, a tuple or a dict.")
     program = capture(model, example_inputs, dynamic=dynamic)
     args, kwargs = call_of(example_inputs)
-    return program, program.flatten(*args, **kwargs)
+    inputs = program.flatten(*args, **kwargs)
+    check_capture(model, program, inputs)
+    return program, inputs
 
 
 def _compile(
