@@ -26,5 +26,5 @@ def test_what_misses_its_aim_is_named() -> None:
 
 def test_rows_have_all_columns() -> None:
     assert text(ROW) == "| net | 50.0% | 50.5% | 40.0% | 10.00 ms | 2.00x | 3.00x | 5.40x | 0.90 |"
-    rows = [ROW, replace(ROW, int8=None, pruned_int8=None), ("net", "PassError: no")]
-    assert {text(row).count("|") for row in rows} == {10}
+    assert text(replace(ROW, int8=None, pruned_int8=None)).count("|") == 10
+    assert text(("net", "PassError: no")).count("|") == 10
