@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fxopt.choose import NOISE
-from fxopt.errors import BudgetError, ModelError
+from fxopt.errors import BudgetError, ModelError, PassError
 from fxopt.export.measure import Measurement, measure
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.example import example_of
@@ -79,8 +79,8 @@ def prune_to_latency(
     - `threads`, `seconds`: of each timing, in which both files run alternately.
 
     Where times jump, or are too near to each other to be told apart, the slowest that is fast enough is taken. A note
-    says what was measured. Raises ModelError for a share that makes no sense, and BudgetError, saying what was
-    reached, where no candidate is as fast.
+    says what was measured. Raises ModelError for a share that makes no sense, BudgetError, saying what was reached,
+    where no candidate is as fast, and PassError where the first share of operations cannot be met.
     """
     found = find_target(this_machine() if target == "auto" else target)
     example = tuple(example_of(program) if inputs is None else inputs)
@@ -106,7 +106,12 @@ def search_latency(program: Program, share: float, remove: RemoveChannels, time:
     best: tuple[Program, Trial] | None = None
     left: float | None = max(share, least) if least < 1 else None
     while left is not None and len(trials) < ROUNDS:
-        candidate = replace(remove, macs=left, parameters=None)(program)
+        try:
+            candidate = replace(remove, macs=left, parameters=None)(program)
+        except PassError:  # few units make few widths: not every share can be met
+            if best is None:
+                raise
+            break
         trial = Trial(left, time(candidate))
         trials.append(trial)
         if _is_fast_enough(trial, share) and (best is None or trial.ratio > best[1].ratio):

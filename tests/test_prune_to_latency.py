@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxopt.errors import BudgetError, ModelError
+from fxopt.errors import BudgetError, ModelError, PassError
 from fxopt.export.measure import Measurement
 from fxopt.graph.capture import capture
 from fxopt.graph.cost import macs
@@ -93,6 +93,16 @@ def test_the_search_ends_and_brackets_what_is_asked(points: list[float], share: 
 def test_what_cannot_be_reached_is_said(share: float, ratio: Callable[[float], float], message: str) -> None:
     with pytest.raises(BudgetError, match=message):
         search_latency(PROGRAM, share, REMOVE, timer(ratio))
+
+
+def test_where_units_are_few_the_nearest_is_taken() -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6)]
+    program = capture(nn.Sequential(*layers).eval(), torch.randn(2, 6))
+    found = search_latency(program, 0.5, REMOVE, lambda small: measured(0.7 * macs(small) / macs(program)))
+    assert macs(found.program) / macs(program) == 0.5 and len(found.trials) == 1  # 0.71 cannot be met
+    with pytest.raises(PassError, match=r"60% of .* cannot be reached"):
+        search_latency(program, 0.6, REMOVE, lambda small: measured(0.6))
 
 
 def test_a_network_without_channels_is_refused() -> None:

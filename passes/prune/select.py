@@ -90,8 +90,9 @@ def select_units(groups: Sequence[Group], scores: Scores, goal: Goal, count: int
     nothing = np.zeros(count, bool)
     whole = goal.amount(nothing)
     target, removed, best = goal.share * whole, nothing, nothing
-    finest: int | None = None
-    while abs(goal.amount(best) - target) > TOLERANCE * target and finest != 1:
+    for finest in _steps(goal.round_to):
+        if abs(goal.amount(best) - target) <= TOLERANCE * target:
+            break
         events = events_of(groups, scores, removed, goal, finest)
         removed, candidate = _approach(events, removed, goal.amount, target)
         tried = [best, candidate, _moved(events, candidate, goal.amount, target)]
@@ -99,10 +100,17 @@ def select_units(groups: Sequence[Group], scores: Scores, goal: Goal, count: int
             events = events_of(groups, scores, nothing, goal, finest)
             tried.append(_approach(events, nothing, goal.amount, target)[1])
         best = min(tried, key=lambda mask: abs(goal.amount(mask) - target))
-        finest = max(1, (finest or goal.round_to) // 2)
     if abs(goal.amount(best) - target) > max(TOLERANCE * target, COARSE * whole):
         raise PassError(_unreachable(groups, goal, nothing, goal.amount(best)))
     return best
+
+
+def _steps(round_to: int) -> Iterator[int | None]:
+    """Yield the steps of widths to try: each group's own, then ever finer ones, down to single units."""
+    yield None
+    while round_to > 1:
+        round_to //= 2
+        yield round_to
 
 
 def least_left(groups: Sequence[Group], fewest: Sequence[int], count: int) -> Mask:
