@@ -8,6 +8,7 @@ from fxopt.graph.capture import capture
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.serialize import load
+from fxopt.prune_to_latency import prune_to_latency
 from fxopt.report import Report
 from fxopt.target import TARGETS, Target
 from fxopt.version import __version__
@@ -32,4 +33,5 @@ __all__ = [
     "layer_errors",
     "load",
     "passes",
+    "prune_to_latency",
 ]

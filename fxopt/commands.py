@@ -13,6 +13,7 @@ from torch import nn
 from typer.core import TyperGroup
 
 from fxopt import display
+from fxopt.channel_report import channel_report
 from fxopt.compile import Result, example_of, resolve_target
 from fxopt.compile import compile as compile_model
 from fxopt.data import import_attribute
@@ -93,6 +94,16 @@ StateDict = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights: .safetensors, or .pt with plain tensors.")
 ]
 TargetName = Annotated[str, typer.Option(metavar="NAME", help=f"auto (this machine), {', '.join(TARGETS)}.")]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(metavar="DROP", help="int8: what the metric may lose, or sqnr=30, kl=0.01, agreement=0.99."),
+]
+MaxLatency = Annotated[
+    str | None, typer.Option(metavar="TIME", help="int8, prune: a share of float's latency, 0.5, or a time, 3ms.")
+]
+Macs = Annotated[
+    float | None, typer.Option(metavar="SHARE", help="prune, prune-int8: the multiply-accumulates to leave, 0.5.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, to stdout.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
 Debug = Annotated[
@@ -114,6 +125,9 @@ def inspect(
     dynamic: Dims = None,
     state_dict: StateDict = None,
     ops: Annotated[bool, typer.Option("--ops", help="Count every op.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Show which channels can be removed, what stays and why.")
+    ] = False,
     text: Annotated[bool, typer.Option("--text", help="Print the program itself.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -122,10 +136,13 @@ def inspect(
     with display.progress() as stage:
         program = _captured(model, input, dynamic, state_dict, stage)
     data = inspection(model, program)
+    channels = {"channels": channel_report(program)} if groups else {}
     if json:
-        display.show_json({**data, **({"text": str(program)} if text else {})})
+        display.show_json({**data, **channels, **({"text": str(program)} if text else {})})
         return
     display.show(*display.inspection_parts(data), *([display.ops_table(data["ops"])] if ops else []))
+    if groups:
+        display.show(*display.channel_parts(channels["channels"]))
     if text:
         print(str(program), end="")
 
@@ -138,7 +155,8 @@ def compile(
         str,
         typer.Option(
             metavar="NAME",
-            help="int8 (the best), int8-static, int8-dynamic, int8-data-free, int8-weights, int4-weights or float.",
+            help="int8 (the best), int8-static, int8-dynamic, int8-data-free, int8-weights, int4-weights, prune, "
+            "prune-int8 or float.",
         ),
     ] = "int8",
     calibration: Annotated[
@@ -153,13 +171,9 @@ def compile(
         str | None,
         typer.Option(metavar="FUNCTION", help="module:function: callable model -> metric, higher is better."),
     ] = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option(metavar="DROP", help="int8: what the metric may lose, or sqnr=30, kl=0.01, agreement=0.99."),
-    ] = None,
-    max_latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="int8: a share of float's latency, 0.5, or a time, 3ms.")
-    ] = None,
+    max_drop: MaxDrop = None,
+    max_latency: MaxLatency = None,
+    macs: Macs = None,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time it against the float model.")] = True,
     program: Annotated[Path | None, typer.Option(metavar="FILE.pt2", help="Also save the compiled program.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write the report as a page.")] = None,
@@ -184,6 +198,7 @@ def compile(
             opset=opset,
             max_drop=max_drop,
             max_latency=max_latency,
+            macs=macs,
             measure=measure,
             name=model,
             progress=stage,

@@ -30,12 +30,14 @@ from fxopt.limits import Budget, read_budget
 from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.outcome import Outcome, best_way, best_within, by_passes, float_model, one_way
-from fxopt.recipes import NAMES, NEED_DATA
+from fxopt.pruned import SHARE, Pruning, pruned_model
+from fxopt.recipes import NAMES, NEED_DATA, PRUNE, PRUNE_INT8
 from fxopt.reference import figures_of
 from fxopt.report import Report
 from fxopt.target import OPSETS, TARGETS, Target, find_target
 
-Name = Literal["float", "int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
+Quantizing = Literal["int8", "int8-static", "int8-dynamic", "int8-data-free", "int8-weights", "int4-weights"]
+Name = Literal["float", Quantizing, "prune", "prune-int8"]
 Recipe = Name | Pipeline | Sequence[Pass]
 
 
@@ -64,6 +66,7 @@ def compile(
     opset: int | None = None,
     max_drop: float | str | None = None,
     max_latency: float | str | None = None,
+    macs: float | None = None,
     measure: bool = True,
     name: str | None = None,
     progress: Progress | None = None,
@@ -72,20 +75,20 @@ def compile(
 
     - `model`: an nn.Module or a Program. `example_inputs`: a Tensor, a tuple (positional) or a dict (keywords).
     - `recipe`: "int8" (needs `calibration`): static ranges, dynamic ones for linears, or float, whichever is best when
-      timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice;
-      "int8-data-free" (static ranges from batch norms; reads no data);
-      "int8-weights" or "int4-weights" (linears compute in float; fitted to `calibration` if there is any; embeddings
-      are int8 tables); "float"; a Pipeline or a list of passes.
+      timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice; "int8-data-free"
+      (static ranges from batch norms; reads no data); "int8-weights" or "int4-weights" (linears compute in float;
+      fitted to `calibration` if there is any; embeddings are int8 tables); "prune" (see RemoveChannels) or "prune-int8"
+      (the rest as "int8" does), unless dense is faster when timed here; "float"; a Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.
-    - `dynamic`: see capture().
-    - `output`: where to write the ONNX file; nothing appears there unless it is proved.
+    - `dynamic`: see capture(). `output`: where to write the ONNX file; nothing appears there unless it is proved.
     - `max_drop`, `max_latency`: bounds for recipe "int8". With max_drop, the fastest model that loses no more: a
       number, in units of `evaluate`, or of the outputs against float's "sqnr=30" (dB, at least), "kl=0.01" (nats, at
       most) or "agreement=0.99" (of argmax, at least), see limits.Drop. With max_latency alone, the most exact model
       that is as fast: a share of the float model's latency (0.5), or a time ("3ms"). With both, the fastest within
       both. What judges is the first 32 calibration samples, held out of calibration if there are 128 or more.
+    - `macs`: the share of multiply-accumulates that "prune" leaves (0.5); or give `max_latency`, and it is searched.
     - `measure`: whether to time the result against the float model (False when compiling for another machine; then
       "int8" is "int8-static").
     - `progress`: called with the name of each stage as it starts, and with (name, done, total) as it goes on.
@@ -97,18 +100,17 @@ def compile(
     job = Job(resolve_target(target), opset, evaluate, progress or silent, filename)
     budget = read_budget(max_drop, max_latency, evaluated=evaluate is not None)
     _check_choices(recipe, opset, calibration, budget, measure)
+    pruning = _pruning(recipe, macs, budget)
     with job.stage("capture"):
         program, inputs = _program(model, example_inputs, dynamic)
-        if isinstance(model, nn.Module):
-            check_capture(model, program, inputs)
     with tempfile.TemporaryDirectory(prefix=".fxopt-", dir=destination.parent if destination else None) as folder:
         job.folder = Path(folder)
-        outcome = _compile(job, recipe, program, calibration, inputs, measure, budget)
+        outcome = _compile(job, recipe, program, calibration, inputs, measure, budget, pruning)
         del program
         report = _report(job, outcome, inputs, _title(model, name), recipe, measure)
+        proved = outcome.proved
         if destination is not None:
-            _move(outcome.proved.path, destination)
-    proved = outcome.proved
+            _move(proved.path, destination)
     return Result(destination, proved.program, report, proved.validation, proved.model)
 
 
@@ -125,8 +127,12 @@ def resolve_target(target: str | Target) -> Target:
 
 def _check_choices(recipe: Recipe, opset: int | None, calibration: Any, budget: Budget | None, measure: bool) -> None:
     """Raise early: capture and calibration may take minutes."""
-    if budget is not None and (recipe != "int8" or not measure):
-        raise ModelError(f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed.")
+    prunes = recipe == PRUNE and budget is not None and budget.drop is None
+    if budget is not None and ((recipe != "int8" and not prunes) or not measure):
+        raise ModelError(
+            f"{budget}: only recipe='int8', with measure=True, chooses among models that it has timed; 'prune' takes "
+            "max_latency alone."
+        )
     if isinstance(recipe, str) and recipe not in NAMES:
         hint = f"Choose one of {', '.join(NAMES)}, or pass a Pipeline or a list of passes."
         raise ModelError(f"There is no recipe '{recipe}'. {hint}")
@@ -139,6 +145,19 @@ def _check_choices(recipe: Recipe, opset: int | None, calibration: Any, budget: 
         raise TargetError(f"Opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}.")
 
 
+def _pruning(recipe: Recipe, macs: float | None, budget: Budget | None) -> Pruning | None:
+    """Return what a recipe that prunes should leave, None for another one."""
+    if recipe not in (PRUNE, PRUNE_INT8):
+        if macs is not None:
+            raise ModelError(f"macs={macs}: only the recipes '{PRUNE}' and '{PRUNE_INT8}' remove channels.")
+        return None
+    if macs is not None and budget is not None:
+        raise ModelError(f"macs={macs} and {budget} both say how far to prune: give one of them.")
+    if macs is not None and not 0 < macs < 1:
+        raise ModelError(f"macs={macs} is the share of multiply-accumulates to leave: a number between 0 and 1.")
+    return Pruning(SHARE if macs is None else macs, budget.latency if budget is not None else None)
+
+
 def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) -> tuple[Program, tuple[Tensor, ...]]:
     if isinstance(model, Program):
         if example_inputs is None:
@@ -149,7 +168,9 @@ def _program(model: nn.Module | Program, example_inputs: Any, dynamic: Dynamic) 
         raise ModelError("compile() needs example_inputs for an nn.Module: a Tensor, a tuple or a dict.")
     program = capture(model, example_inputs, dynamic=dynamic)
     args, kwargs = call_of(example_inputs)
-    return program, program.flatten(*args, **kwargs)
+    inputs = program.flatten(*args, **kwargs)
+    check_capture(model, program, inputs)
+    return program, inputs
 
 
 def _compile(
@@ -160,11 +181,14 @@ def _compile(
     inputs: tuple[Tensor, ...],
     timed: bool,
     budget: Budget | None,
+    pruning: Pruning | None,
 ) -> Outcome:
     if recipe == "float":
         return float_model(job, program, inputs)
     if not isinstance(recipe, str):
         return by_passes(job, recipe, program, inputs)
+    if pruning is not None:
+        return pruned_model(job, recipe, program, source, inputs, pruning, timed)
     if recipe != "int8" or not timed or source is None:
         return one_way(job, recipe, program, source, inputs, timed)
     if budget is None:

@@ -39,6 +39,7 @@ from fxopt.summary import (
     other_notes,
     precisions_text,
     seconds_text,
+    shortened,
     summary_rows,
 )
 
@@ -184,6 +185,31 @@ def inspection_parts(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield pairs_table(None, rows)
     if data["notes"]:
         yield notes_block(data["notes"])
+
+
+def channel_parts(data: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out what can be removed: the groups, what stays and why, ops without a rule, and how far one can go."""
+    table = _table(f"Groups ({len(data['groups'])})", ("units", "made by", "dimensions", "last read by", ""))
+    for group in data["groups"]:
+        takes = [name if count == 1 else f"{name} ×{count}" for name, count in group["members"].items()]
+        last = takes[-1] if len(takes) > 1 else ""
+        row = (str(group["units"]), takes[0], str(len(takes)), last, "averaged" if group["inexact"] else "")
+        table.add_row(*map(Text, row))
+    yield table
+    yield _rows("What stays", ("dimensions", "reason", "for example"), _gathered(data["stays"], "dimensions"))
+    if data["no_rule"]:
+        yield _rows("Ops without a rule", ("nodes", "reason", "for example"), _gathered(data["no_rule"], "nodes"))
+    yield pairs_table("What can be left", [(name, _range_text(entry)) for name, entry in data["reachable"].items()])
+
+
+def _gathered(entries: Iterable[Mapping[str, Any]], key: str) -> Iterator[tuple[str, str, str]]:
+    for entry in entries:
+        yield str(len(entry[key])), entry["reason"], shortened(entry[key])
+
+
+def _range_text(entry: Mapping[str, int]) -> str:
+    least, whole = entry["least"], entry["whole"]
+    return f"{count_text(least)} to {count_text(whole)} ({100 * least / max(whole, 1):.2g} % to 100 %)"
 
 
 def ops_table(ops: Mapping[str, int]) -> Table:

@@ -67,21 +67,21 @@ class Outcome:
 
 def float_model(job: Job, program: Program, inputs: tuple[Tensor, ...]) -> Outcome:
     """Compile to a float file."""
-    return _float(job, _cleaned(job, program), inputs)
+    return _float(job, cleaned(job, program), inputs)
 
 
 def by_passes(job: Job, recipe: Pipeline | Sequence[Pass], program: Program, inputs: tuple[Tensor, ...]) -> Outcome:
     """Compile with the user's own passes."""
     with job.stage("passes"):
         result = (recipe if isinstance(recipe, Pipeline) else Pipeline(tuple(recipe)))(program)
-    return Outcome(prove(job, "custom", result, inputs), reference_of(job, _cleaned(job, program), inputs))
+    return Outcome(prove(job, "custom", result, inputs), reference_of(job, cleaned(job, program), inputs))
 
 
 def one_way(
     job: Job, recipe: str, program: Program, source: Source | None, inputs: tuple[Tensor, ...], timed: bool
 ) -> Outcome:
     """Compile with a named recipe that quantizes, in the one way or the usual way it has."""
-    baseline = _cleaned(job, program)
+    baseline = cleaned(job, program)
     reference = reference_of(job, baseline, inputs)
     data = None if source is None else CalibrationData(source, baseline, job.calibration_item)
     if recipe == DATA_FREE:
@@ -109,7 +109,7 @@ def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     integer = {name for proved in tried.proved.values() for name in integer_nodes(proved.program)}
     tried.proved.clear()
     reasons = {**tried.float_reasons, **dict.fromkeys(integer, f"of all files, {why_float(candidates)}")}
-    return _float(job, _cleaned(job, program), inputs, candidates, notes, reasons)
+    return _float(job, cleaned(job, program), inputs, candidates, notes, reasons)
 
 
 @dataclass
@@ -162,7 +162,7 @@ def _has_integers(program: Program) -> bool:
 
 def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> _Tried:
     """Prove every candidate."""
-    baseline = _cleaned(job, program)
+    baseline = cleaned(job, program)
     reference = reference_of(job, baseline, inputs)
     job.profile(reference.path, inputs)  # before there are integer Programs beside it
     data = CalibrationData(source, baseline, job.calibration_item)
@@ -184,7 +184,7 @@ def _try_all(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
 
 def best_within(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...], budget: Budget) -> Outcome:
     """Compile to the best int8 model within a budget, or to float where only that is within it."""
-    baseline = _cleaned(job, program)
+    baseline = cleaned(job, program)
     reference = reference_of(job, baseline, inputs)
     float_profile = job.profile(reference.path, inputs)  # before there are integer Programs beside it
     data = CalibrationData(source, baseline, job.calibration_item)
@@ -220,7 +220,8 @@ def _ways(job: Job, recipe: str, baseline: Program, data: Iterable[Any] | None) 
         release_memory()
 
 
-def _cleaned(job: Job, program: Program) -> Program:
+def cleaned(job: Job, program: Program) -> Program:
+    """Return the Program after CLEANUP."""
     with job.stage("cleanup"):
         return Pipeline(tuple(CLEANUP))(program)
 

@@ -1,4 +1,4 @@
-"""The named recipes of compile() that quantize: each is one or more ways of making a quantized Program."""
+"""The named recipes of compile(). One that quantizes is one or more ways of making a quantized Program."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ Quantization = Callable[[Mapping[str, str]], tuple[Mapping[str, str], Program]]
 
 WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
 DATA_FREE = "int8-data-free"
-NAMES = ("float", "int8", "int8-static", "int8-dynamic", DATA_FREE, *WEIGHT_BITS)
-NEED_DATA = ("int8", "int8-static")
+PRUNE, PRUNE_INT8 = "prune", "prune-int8"
+NAMES = ("float", "int8", "int8-static", "int8-dynamic", DATA_FREE, *WEIGHT_BITS, PRUNE, PRUNE_INT8)
+NEED_DATA = ("int8", "int8-static", PRUNE_INT8)
 # Dynamic ranges are worth a try where at least this share of the multiply-accumulates can have them.
 DYNAMIC_SHARE = 0.3
 # Smoothing is worth its trials where linears do at least this share: the classifier of a convolutional net gained

@@ -35,12 +35,17 @@ class Reference:
         return tuple(compare_outputs(self.names, self.expected, Session(path)(*inputs)))
 
 
-def reference_of(job: Job, baseline: Program, inputs: Sequence[Tensor], proved: Proved | None = None) -> Reference:
-    """Return the reference that a float Program makes; `proved` is its own file if there is one already."""
+def reference_of(
+    job: Job, baseline: Program, inputs: Sequence[Tensor], proved: Proved | None = None, name: str = "baseline"
+) -> Reference:
+    """Return the reference that a float Program makes; `proved` is its own file if there is one already.
+
+    `name`: of the folder its file goes to, where a compilation has several references.
+    """
     if proved is not None:
         path, model = proved.path, proved.model
     else:
-        path = job.path("baseline")
+        path = job.path(name)
         with job.stage("emit baseline"):
             model = to_onnx(baseline, target=job.target, opset=job.opset)
             model.write(path, external=True)  # onnxruntime needs far less memory to load that

@@ -56,6 +56,7 @@ class Target:
     - `activation`, `weight`: the dtypes of integer activations and weights.
     - `contrib_ops`: whether onnxruntime's com.microsoft ops may be emitted.
     - `convolution`: which convolutions have a fast integer kernel.
+    - `width_multiple`: what the widths of float layers should be multiples of: the channels of one block of a kernel.
     - `lstm_minimum`: the fewest hidden units of an LSTM that an integer kernel runs faster; None: there is none.
     - `chain_ops`: ops that are integer only between integer ops.
     - `attention`: whether a whole scaled_dot_product_attention is worth opset 23's Attention op.
@@ -70,6 +71,7 @@ class Target:
     contrib_ops: bool
     attention: bool
     convolution: ConvolutionKernels = field(default_factory=ConvolutionKernels)
+    width_multiple: int = 16
     lstm_minimum: int | None = None
     chain_ops: frozenset[Callable[..., Any]] = CHAIN_OPS
     session: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +103,7 @@ TARGETS: dict[str, Target] = {
         X86,
         name="x86-avx2",
         convolution=ConvolutionKernels(pad_input={3: 4}, output_multiple=8),
+        width_multiple=8,
         weight_max=64,
     ),
     "arm64": Target(

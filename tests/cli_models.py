@@ -36,6 +36,23 @@ def branching() -> tuple[nn.Module, Tensor]:
     return Branching(), torch.ones(2, 3)
 
 
+class Counting(nn.Module):
+    """Counts values, with an op that no rule of pruning covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a histogram."""
+        return torch.histc(self.layer(x), 3, -1.0, 1.0)
+
+
+def counting() -> tuple[nn.Module, Tensor]:
+    """Return a model whose channels all stay."""
+    return Counting(), torch.ones(2, 4)
+
+
 def wrong_example() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """Return a model with two example inputs, of which it takes one."""
     return small()[0], (torch.ones(2, 4, 16, 16), torch.ones(2))

@@ -77,6 +77,12 @@ class TestCompile:
         operators = {node.op_type for node in onnx.load(output).graph.node}
         assert {"QuantizeLinear", "DequantizeLinear"} <= operators
 
+    def test_channels_go(self, tmp_path: Path) -> None:
+        options = ["--recipe", "prune", "--macs", "0.4", "--no-measure", "--json"]
+        report = json.loads(run("compile", SMALL, "-o", tmp_path / "m.onnx", *options).stdout)
+        assert report["result"]["macs"] == pytest.approx(0.4 * report["baseline"]["macs"], rel=0.02)
+        assert onnx.load(tmp_path / "m.onnx").graph.output[0].type.tensor_type.shape.dim[1].dim_value == 4
+
     def test_a_program_file_is_a_model(self, compiled: Path, tmp_path: Path) -> None:
         run("compile", compiled / "model.pt2", "-o", tmp_path / "again.onnx", *FLOAT)
         x = torch.randn(2, 4, 16, 16)
@@ -132,6 +138,25 @@ class TestInspect:
         assert data["macs"] == (16 * 4 * 9 + 16 * 16 * 9) * 16 * 16 + 16 * 4
         assert data["ops"]["conv2d"] == data["ops"]["relu"] == 2
         assert data["inputs"] == ["input: float32[batch, 4, 16, 16]"]
+
+    def test_groups(self) -> None:
+        channels = json.loads(run("inspect", SMALL, "--groups", "--json").stdout)["channels"]
+        assert [(group["name"], group["units"], group["inexact"]) for group in channels["groups"]] == [
+            ("0.weight[0]", 16, False),
+            ("3.weight[0]", 16, False),
+        ]
+        assert channels["groups"][1]["members"] == {"3.weight[0]": 1, "3.bias[0]": 1, "7.weight[1]": 1}
+        (kernels,) = [entry for entry in channels["stays"] if "slides along it" in entry["reason"]]
+        assert kernels["dimensions"] == ["0.weight[2]", "0.weight[3]", "3.weight[2]", "3.weight[3]"]
+        assert channels["no_rule"] == []
+        least = (4 * 9 + 9) * 16 * 16 + 4
+        assert channels["reachable"]["macs"] == {"least": least, "whole": (16 * 4 * 9 + 16 * 16 * 9) * 16 * 16 + 16 * 4}
+        text = run("inspect", SMALL, "--groups").stdout
+        assert all(words in text for words in ("Groups (2)", "3.weight[0]", "What stays", "11.5 k to 737 k (1.6 %"))
+
+    def test_ops_without_a_rule_are_named(self) -> None:
+        text = run("inspect", f"{MODELS}:counting", "--groups").stdout
+        assert "Ops without a rule" in text and "aten.histc" in text
 
     def test_text_and_ops(self) -> None:
         text = run("inspect", SMALL, "--text", "--ops").stdout

@@ -102,7 +102,7 @@ def test_a_model_without_anything_to_quantize_stays_float() -> None:
 def test_the_float_program_is_gone_when_files_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runtimes are in memory then, each with all weights."""
     alive: list[weakref.ref[Program]] = []
-    cleaned = outcome._cleaned
+    cleaned = outcome.cleaned
 
     def cleaned_and_watched(job: Job, program: Program) -> Program:
         result = cleaned(job, program)
@@ -113,7 +113,7 @@ def test_the_float_program_is_gone_when_files_are_timed(monkeypatch: pytest.Monk
         gc.collect()
         raise TimeoutError(f"{sum(reference() is not None for reference in alive)} of {len(alive)}")
 
-    monkeypatch.setattr(outcome, "_cleaned", cleaned_and_watched)
+    monkeypatch.setattr(outcome, "cleaned", cleaned_and_watched)
     monkeypatch.setattr(outcome, "try_candidates", timed)
     x = torch.randn(2, 16, 8, 8)
     with pytest.raises(TimeoutError, match="0 of 1"):

@@ -32,7 +32,7 @@ def remaining_macs(found: Coordinates) -> Callable[[Mask], int]:
     shadow.graph_copy(found.program.graph, copies)
     counted = [node for node in found.program.graph.nodes if node.target in COST_RULES]
     read = {source: None for node in counted for source in (node, *node.all_input_nodes)}
-    widths = _Widths(found)
+    widths = Widths(found)
     sizes = {
         copies[node]: [_size(widths, *pair) for pair in zip(node.meta["val"].shape, found.labels[node], strict=True)]  # type: ignore[arg-type]
         for node in read
@@ -48,7 +48,7 @@ def remaining_macs(found: Coordinates) -> Callable[[Mask], int]:
     return count
 
 
-class _Widths:
+class Widths:
     """The labels of some dimensions, all in one matrix, so that one look-up counts what is left of each."""
 
     def __init__(self, found: Coordinates) -> None:
@@ -76,6 +76,6 @@ class _Widths:
         return counts
 
 
-def _size(widths: _Widths, size: Any, label: Label) -> int:
+def _size(widths: Widths, size: Any, label: Label) -> int:
     """Return a size, or -1 - number for one that follows from a label."""
     return -1 - widths.number(label) if len(label) and label.any() else size_of(size)

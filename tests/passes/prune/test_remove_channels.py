@@ -8,19 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fxopt.errors import PassError
 from fxopt.graph.cost import macs, parameter_count
+from fxopt.graph.interpret import sqnr
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
+from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.rewrite import get_attribute
 from fxopt.graph.serialize import load
 from fxopt.graph.verify import verify
-from fxopt.passes import CLEANUP, RemoveChannels, channel_groups
+from fxopt.passes import CLEANUP, InsertObservers, Quantize, RemoveChannels, channel_groups
 from fxopt.passes.prune import masked, rules
 from fxopt.passes.prune.coordinates import Removal
+from fxopt.passes.prune.reachable import reachable
+from fxopt.passes.prune.remaining_macs import remaining_macs
+from fxopt.passes.prune.remaining_parameters import remaining_parameters
 from fxopt.passes.prune.remove_channels import remove_units, units_mask
 from fxopt.passes.prune.rule import ChannelRule
 from fxopt.passes.prune.rules_pointwise import same
@@ -50,6 +57,9 @@ def network(width: int = 64, dynamic: str | None = None) -> Program:
     )
 
 
+NETWORK = network()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("score", ["l1", "l2"])
 def test_the_target_is_met(share: float, score: Any) -> None:
@@ -59,13 +69,66 @@ def test_the_target_is_met(share: float, score: Any) -> None:
     assert parameter_count(small) < parameter_count(program)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_a_share_of_the_parameters_is_met(share: float) -> None:
+    program = network()
+    small = RemoveChannels(parameters=share, round_to=4)(program)
+    reached = parameter_count(small) / parameter_count(program)
+    assert abs(reached / share - 1) <= 0.02
+    assert f"Parameters: {share:.1%} asked for, {reached:.1%} left." in small.notes
+
+
+@given(share=st.floats(0.2, 0.9), parameters=st.booleans(), round_to=st.sampled_from([1, 8, 16]))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_any_share_is_met_within_two_percent_of_itself(share: float, parameters: bool, round_to: int) -> None:
+    program = NETWORK
+    target = {"parameters": share} if parameters else {"macs": share}
+    small = RemoveChannels(**target, round_to=round_to)(program)  # type: ignore[arg-type]  # one of the two
+    count = parameter_count if parameters else macs
+    unit = (64 + 64) * 9 / (64 * 64 * 9 * 2)  # of the convolutions, the largest part of both
+    assert abs(count(small) / count(program) - share) <= max(0.02 * share, unit / 2)
+
+
+def test_what_is_counted_is_what_is_left() -> None:
+    program = network()
+    found = channel_groups(program)
+    removed = units_mask(found.coordinates, [unit for group in found.groups for unit in group.units[::3]])
+    small = remove_units(found, removed, "test")
+    assert remaining_parameters(found.coordinates)(removed) == parameter_count(small)
+    assert remaining_macs(found.coordinates)(removed) == macs(small)
+
+
+def test_the_least_that_can_be_left_is_met() -> None:
+    program = network(16)
+    groups = channel_groups(program)
+    found = reachable(groups)
+    units = [unit for group in groups.groups for unit in group.units[1:]]
+    small = remove_units(groups, units_mask(groups.coordinates, units), "test")
+    assert (found["macs"].least, found["macs"].whole) == (macs(small), macs(program))
+    assert (found["parameters"].least, found["parameters"].whole) == (parameter_count(small), parameter_count(program))
+    assert RemoveChannels(parameters=0.5).least(program) == pytest.approx(found["parameters"].share)
+    assert RemoveChannels(keep=("first", "second"), at_least=16).least(program) == 1
+
+
+def test_no_group_loses_more_than_it_may() -> None:
+    program = network()
+    small = RemoveChannels(macs=0.3, round_to=1, at_least=30)(program)
+    assert min(get_attribute(small.module, f"{name}.weight").shape[0] for name in ("stem", "first")) >= 30
+    small = RemoveChannels(macs=0.6, round_to=4, at_most={"first": 0.25})(program)
+    assert get_attribute(small.module, "first.weight").shape[0] >= 48
+    assert get_attribute(small.module, "stem.weight").shape[0] < 64
+    assert get_attribute(small.module, "stem.weight").shape[0] >= 48  # `first` reads that group
+    small = RemoveChannels(macs=0.7, round_to=4, at_most={"stem": 0.0})(program)
+    assert get_attribute(small.module, "first.weight").shape[:2] == (44, 64)
+
+
 def test_without_arguments_half_of_the_operations_are_left() -> None:
     program = network(128)
     assert abs(macs(RemoveChannels()(program)) / macs(program) - 0.5) <= 0.02
 
 
 def test_widths_are_multiples() -> None:
-    small = RemoveChannels(macs=0.3)(network(128))
+    small = RemoveChannels(macs=64 * 80 / 128**2)(network(128))
     widths = {node.meta["val"].shape[0] for node in small.graph.find_nodes(op="get_attr")} - {3, 10}
     assert widths and all(width % 16 == 0 for width in widths)
 
@@ -159,6 +222,28 @@ def test_the_record_is_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(again(IMAGE), small(IMAGE))
 
 
+def test_what_was_saved_can_be_pruned_again(tmp_path: Path) -> None:
+    program = network(96)
+    RemoveChannels(macs=0.6, round_to=4)(program).save(tmp_path / "once.pt2")
+    again = RemoveChannels(macs=0.6, round_to=4)(load(tmp_path / "once.pt2"))
+    again.save(tmp_path / "twice.pt2")
+    twice = load(tmp_path / "twice.pt2")
+    rows, columns = (list(twice.kept["first_weight"][dim]) for dim in (0, 1))
+    expected = get_attribute(program.module, "first.weight")[rows][:, columns]
+    assert len(rows) < 96 and torch.equal(get_attribute(twice.module, "first.weight"), expected)
+
+
+def test_what_is_left_can_be_quantized_and_what_is_quantized_cannot_be_pruned() -> None:
+    program = Pipeline(tuple(CLEANUP))(network())
+    small = Pipeline((RemoveChannels(), Quantize([IMAGE])))(program)
+    assert integer_nodes(small) and small.kept
+    exact = RemoveChannels()(program)(IMAGE)
+    assert sqnr(exact, small(IMAGE)) > 20
+    for step in (Quantize([IMAGE]), InsertObservers()):
+        with pytest.raises(PassError, match=r"This Program is quantized .* Remove channels first"):
+            RemoveChannels()(step(program))
+
+
 def test_cleanup_before_and_after() -> None:
     program = network(dynamic="batch")
     small = Pipeline((*CLEANUP, RemoveChannels(round_to=4), *CLEANUP))(program)
@@ -216,6 +301,13 @@ def test_what_is_to_be_kept_is_kept() -> None:
         ({"macs": 0.0}, "between 0 and 1"),
         ({"macs": 1.0}, "between 0 and 1"),
         ({"macs": -3}, "between 0 and 1"),
+        ({"parameters": 1.5}, "parameters=1.5 is the share of parameters to leave"),
+        ({"macs": 0.5, "parameters": 0.5}, "not both"),
+        ({"at_least": 0}, "at_least=0"),
+        ({"at_most": 1.2}, "at_most=1.2 is the largest share"),
+        ({"at_most": {"first": -0.1}}, "at_most=-0.1 of 'first'"),
+        ({"at_most": {"frist": 0.1}}, "at_most: no tensor or module is named 'frist'. There are first.bias, "),
+        ({"macs": 0.1, "at_most": 0.5}, r"10% of .* cannot be reached: .* 2[5-9]\..% are left"),
         ({"score": "taylr"}, "no score 'taylr'. Choose one of l2, l1"),
         ({"round_to": 0}, "1 or more"),
         ({"averaged": "drop"}, "must be 'cut' or 'keep'"),
