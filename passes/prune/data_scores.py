@@ -9,11 +9,13 @@ be to count the same change twice, and something else where an activation or a n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxopt.passes.prune.gradients import Loss, batch_gradients, mean_over_batches
@@ -43,7 +45,7 @@ class Taylor:
         check_choices(self.reduction, self.normalize)
         total, count = np.zeros(len(units)), 0
         for gradients in batch_gradients(units.program, self.data, self.loss, self.seed):
-            changes = {name: units.tensors[name] * gradients[name] for name in units.tensors if name in gradients}
+            changes = {name: units.tensors[name].float() * gradient for name, gradient in _of(units, gradients)}
             parts = units.sums(lambda name, dim, changes=changes: _summed(changes, name, dim))  # type: ignore[misc]
             total += np.square(np.nan_to_num(units.reduce(parts, self.reduction, weights="read")))
             count += 1
@@ -68,7 +70,11 @@ class HessianDiagonal:
         """Return the score of each unit."""
         check_choices(self.reduction, self.normalize)
         squared = mean_over_batches(
-            units.program, self.data, lambda weight, gradient: (weight * gradient).square() / 2, self.loss, self.seed
+            units.program,
+            self.data,
+            lambda weight, gradient: (weight.float() * gradient).square() / 2,
+            self.loss,
+            self.seed,
         )
         parts = units.sums(lambda name, dim: _summed(squared, name, dim))
         return units.normalize(np.nan_to_num(units.reduce(parts, self.reduction, weights="read")), self.normalize)
@@ -91,13 +97,19 @@ class ActivationTimesWeight:
         """Return the score of each unit."""
         check_choices(self.reduction, self.normalize)
         moments = input_second_moments(units.program, self.data)
-        power = {
-            (units.names[name], dim): over_others(units.tensors[units.names[name]].square() * moments[name], dim)
-            for name, dim in sorted(input_dims(units.program))
-            if name in moments
-        }
+        power: defaultdict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(()))
+        for name, dim in sorted(input_dims(units.program)):
+            if name in moments:
+                tensor = units.tensors[units.names[name]].float()
+                power[units.names[name], dim] = power[units.names[name], dim] + over_others(
+                    tensor.square() * moments[name], dim
+                )
         found = units.reduce(units.sums(lambda name, dim: power.get((name, dim))), self.reduction)
         return units.normalize(or_else(found, squares(units, "sum", "all")), self.normalize)
+
+
+def _of(units: Units, values: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    return ((name, values[name]) for name in units.tensors if name in values)
 
 
 def _summed(values: dict[str, Tensor], name: str, dim: int) -> Tensor | None:

@@ -64,7 +64,7 @@ class L1:
     def __call__(self, units: Units) -> Floats:
         """Return the score of each unit."""
         check_choices(self.reduction, self.normalize, self.weights)
-        parts = units.sums(lambda name, dim: over_others(units.tensors[name].abs(), dim))
+        parts = units.sums(lambda name, dim: over_others(units.tensors[name].float().abs(), dim))
         return units.normalize(units.reduce(parts, self.reduction, self.weights), self.normalize)
 
 
@@ -171,7 +171,7 @@ def unit_scores(
 
 def squares(units: Units, reduction: Reduction, weights: Weights) -> Floats:
     """Return the sum of the squares of each unit's weights."""
-    parts = units.sums(lambda name, dim: over_others(units.tensors[name].square(), dim))
+    parts = units.sums(lambda name, dim: over_others(units.tensors[name].float().square(), dim))
     return units.reduce(parts, reduction, weights)
 
 
