@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.cost import macs_by_node
+from fxopt.graph.interpret import relative_noise
 from fxopt.graph.memory import release_memory
 from fxopt.graph.padding import run_without_padding
 from fxopt.graph.pipeline import Pass, Pipeline
@@ -29,7 +30,6 @@ from fxopt.passes.quantize import (
 from fxopt.passes.quantize.batch_norm_statistics import batch_norm_statistics, rescaled
 from fxopt.passes.quantize.calibrate import KnownRanges
 from fxopt.passes.quantize.concatenations import keep_apart
-from fxopt.passes.quantize.correct_bias import relative_noise
 from fxopt.passes.quantize.equalize_layers import equalizing_scales
 from fxopt.passes.quantize.expected_noise import expected_noise
 from fxopt.passes.quantize.improve import WORTH_IT, improve

@@ -102,6 +102,15 @@ def walk_steps(program: Program, steps: Sequence[Step], inputs: Sequence[Tensor]
         trimmer.made_one(values.get(step.node))
 
 
+def last_reads(program: Program) -> dict[fx.Node, list[fx.Node]]:
+    """Return for each node the values that nothing reads after it."""
+    dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+    last = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    for source, reader in last.items():
+        dead[reader].append(source)
+    return dead
+
+
 def node_values(program: Program, inputs: Sequence[Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Return the values of the named nodes, by name. Raises DataError for a name that no tensor node has."""
     found: dict[str, Tensor] = {}
@@ -186,3 +195,13 @@ def sqnr(reference: Tensor, value: Tensor) -> float:
 
 def _squares(values: Tensor) -> float:
     return float(values @ values)
+
+
+def relative_noise(expected: Sequence[Any], actual: Sequence[Any]) -> float:
+    """Return the power of the error over the power of the expected values, summed over outputs."""
+    total = 0.0
+    for left, right in zip(expected, actual, strict=True):
+        if isinstance(left, Tensor) and left.is_floating_point():
+            exact, found = left.detach().double(), right.detach().double()
+            total += float((exact - found).square().sum()) / max(float(exact.square().sum()), 1e-30)
+    return total

@@ -8,6 +8,7 @@ from fxopt.passes.prune.groups import channel_groups
 from fxopt.passes.prune.mask_weights import MaskWeights
 from fxopt.passes.prune.patterns import Blocks, Magnitude, NofM, Sparsity
 from fxopt.passes.prune.remove_channels import RemoveChannels
+from fxopt.passes.prune.repair_weights import RepairWeights
 from fxopt.passes.prune.scores import L1, L2, BatchNormScale, GeometricMedian, Lamp, Random
 from fxopt.passes.prune.weight_statistics import WeightStatistics, weight_statistics
 
@@ -28,6 +29,7 @@ __all__ = [
     "NofM",
     "Random",
     "RemoveChannels",
+    "RepairWeights",
     "Sparsity",
     "Taylor",
     "WeightStatistics",

@@ -16,12 +16,12 @@ from torch import Tensor, fx
 
 from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.errors import PassError
-from fxopt.graph.interpret import step_of
+from fxopt.graph.interpret import last_reads, step_of
 from fxopt.graph.memory import release_memory
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, argument, constant
-from fxopt.passes.quantize.lanes import Lanes, compute_both, last_reads
+from fxopt.passes.quantize.lanes import Lanes, compute_both
 from fxopt.passes.quantize.reconstruction import has_rows, replay_of, rows_of
 from fxopt.passes.quantize.regions import Region, block_regions, layer_regions, weight_of
 from fxopt.passes.quantize.round_gptq import GRID, replace_weights, rounded_weights

@@ -17,13 +17,14 @@ from torch import Tensor, fx
 
 from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
+from fxopt.graph.interpret import last_reads, relative_noise
 from fxopt.graph.memory import Trimmer, release_memory
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.padding import real_positions, run_without_padding, without_padding
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
-from fxopt.passes.quantize.lanes import Lanes, compute_both, last_reads
+from fxopt.passes.quantize.lanes import Lanes, compute_both
 from fxopt.passes.quantize.placement import WEIGHTED
 from fxopt.passes.quantize.rules import QUANTIZE_RULES
 
@@ -150,16 +151,6 @@ def _correct(node: fx.Node, lanes: Sequence[Lanes], reals: Sequence[Tensor | Non
     for values in lanes:
         values[node][1].add_(shift)
     return correction
-
-
-def relative_noise(expected: Sequence[Any], actual: Sequence[Any]) -> float:
-    """Return the power of the error over the power of the expected values, summed over outputs."""
-    total = 0.0
-    for left, right in zip(expected, actual, strict=True):
-        if isinstance(left, Tensor) and left.is_floating_point():
-            exact, found = left.detach().double(), right.detach().double()
-            total += float((exact - found).square().sum()) / max(float(exact.square().sum()), 1e-30)
-    return total
 
 
 def shift_bias(edit: Edit, node: fx.Node, correction: Tensor) -> None:

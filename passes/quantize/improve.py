@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from fxopt.graph.interpret import relative_noise
 from fxopt.graph.memory import release_memory
 from fxopt.graph.padding import run_without_padding
 from fxopt.graph.pipeline import Pass
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
-from fxopt.passes.quantize.correct_bias import relative_noise
 
 WORTH_IT = 0.95  # what must be left of the outputs' noise at most
 

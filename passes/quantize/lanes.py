@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,12 +31,3 @@ def compute_both(
         return values[argument(node, "x")][0], compute(quantized)
     left = compute(exact)
     return left, left if all(exact[source] is quantized[source] for source in sources) else compute(quantized)
-
-
-def last_reads(program: Program) -> dict[fx.Node, list[fx.Node]]:
-    """Return for each node the values that nothing reads after it."""
-    dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
-    last = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
-    for source, reader in last.items():
-        dead[reader].append(source)
-    return dead

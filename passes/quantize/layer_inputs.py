@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from fxopt.graph.interpret import Values, step_of
+from fxopt.graph.interpret import Values, last_reads, step_of
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument
 
@@ -29,9 +28,7 @@ def visit_layers(
     `visit(layer, hessian)` gets E[x xᵀ] of the layer's inputs and returns the weight to go on with. Of the values only
     those still needed are in memory, and one such matrix at a time.
     """
-    dead: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
-    for source, reader in {source: node for node in program.graph.nodes for source in node.all_input_nodes}.items():
-        dead[reader].append(source)
+    dead = last_reads(program)
     lanes: list[Values] = [dict(zip(program.placeholders, item, strict=True)) for item in items]
     known: tuple[Any, Tensor] = (None, torch.empty(0))  # layers side by side often read the same value
     with torch.no_grad():
@@ -47,7 +44,7 @@ def visit_layers(
             compute = step_of(program, node).compute
             for values in lanes:
                 values[node] = compute({**{source: values[source] for source in node.all_input_nodes}, **weight})
-                for source in dead[node]:
+                for source in dead.get(node, ()):
                     values.pop(source, None)
 
 

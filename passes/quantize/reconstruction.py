@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from fxopt.graph.interpret import step_of
 from fxopt.graph.ops import fake_quantize
+from fxopt.graph.patches import patches
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import argument
@@ -123,15 +123,9 @@ def _patches(layer: fx.Node, x: Tensor, taken: Tensor) -> Tensor:
     if layer.target is aten.linear.default:
         return x.reshape(-1, x.shape[-1])[taken]
     x = x if x.ndim == 4 else x[None]
-    (top, left), (down, right), (apart, aside) = (argument(layer, name) for name in ("padding", "stride", "dilation"))
-    height, width = weight_of(layer).meta["val"].shape[2:]
-    x = functional.pad(x, (left, left, top, top))
-    columns = (x.shape[3] - aside * (width - 1) - 1) // right + 1
-    rows = (x.shape[2] - apart * (height - 1) - 1) // down + 1
-    sample, row, column = taken // (rows * columns), taken // columns % rows, taken % columns
-    i = (row * down)[:, None, None] + (torch.arange(height) * apart)[:, None]
-    j = (column * right)[:, None, None] + torch.arange(width) * aside
-    return x[sample[:, None, None], :, i, j].movedim(-1, 1).flatten(1)
+    padding, stride, dilation = (argument(layer, name) for name in ("padding", "stride", "dilation"))
+    kernel = weight_of(layer).meta["val"].shape[2:]
+    return patches(x, taken, kernel, stride, [(side, side) for side in padding], dilation).flatten(1)
 
 
 @dataclass(frozen=True)

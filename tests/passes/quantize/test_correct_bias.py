@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from fxopt.errors import DataError
 from fxopt.graph.capture import capture
-from fxopt.graph.interpret import node_values, run, sqnr
+from fxopt.graph.interpret import node_values, relative_noise, run, sqnr
 from fxopt.graph.program import Program
 from fxopt.graph.verify import verify
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize
-from fxopt.passes.quantize.correct_bias import relative_noise
 from tests.passes.quantize.nets import Encoder, Inverted, Residual, images, program_of
 
 

@@ -1,0 +1,81 @@
+"""RepairWeights: make up for removed channels with the weights that are left, by least squares and without training.
+
+    min over W, b:  Σ ‖y − W x − b‖² + λ ‖W − W₀‖²
+
+y is what the original computes at the positions that are left, x what the layer reads behind the repaired layers
+before it. (He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3; here for every
+layer and norm whose input has changed, with the ridge towards the present weights W₀ chosen on other samples.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fxopt.data import calibration_inputs, first_samples, split_items
+from fxopt.errors import DataError
+from fxopt.graph.interpret import relative_noise
+from fxopt.graph.memory import release_memory
+from fxopt.graph.padding import run_without_padding
+from fxopt.graph.program import Program
+from fxopt.graph.rewrite import Edit
+from fxopt.passes.prune.ancestor import counterparts
+from fxopt.passes.prune.linear_maps import write_map
+from fxopt.passes.prune.repaired import is_judged, repaired_weights
+
+SAMPLES, AT_ONCE = 512, 32
+
+
+@dataclass(frozen=True)
+class RepairWeights:
+    """Fit the weights of a pruned Program to what the original computed, layer after layer.
+
+    - `original`: the Program that RemoveChannels got.
+    - `data`: any iterable of items like the example inputs, no labels. `samples`: how many samples of it are used;
+      they are in memory together, with the values that the layer at hand needs.
+
+    1. Linears, convolutions (plain, grouped, depthwise, transposed) and norms with weights are fitted where what they
+       read has changed; a layer without a bias gets one. Others stay as they are.
+    2. The layer that ends a branch into a sum is fitted to what the whole sum was, so that it also makes up for the
+       other branch.
+    3. A quarter of the samples is not fitted to. On it every layer is fitted better than before, or left alone, and
+       the whole is kept only if it brings the outputs nearer to the original's.
+
+    Raises PassError if the Program was not made of `original` by removals, and DataError for data that is empty, does
+    not fit, or holds NaN or infinity.
+    """
+
+    original: Program = field(repr=False)
+    data: Iterable[Any] = field(repr=False)
+    samples: int = SAMPLES
+
+    def __call__(self, program: Program) -> Program:
+        """Return the repaired Program."""
+        running, original = program.eval(), self.original.eval()
+        pairs = counterparts(original, running)
+        split = split_items(first_samples(calibration_inputs(self.data, program), self.samples), program, AT_ONCE)
+        items = [item for item in split if all(tensor.numel() for tensor in item)]
+        if not items:
+            raise DataError("The calibration data holds no samples; give at least one item like the example inputs.")
+        edit = Edit(program, by=self)
+        nodes = {node.name: node for node in edit.graph.nodes}
+        for name, (weight, bias) in repaired_weights(running, original, pairs, items).items():
+            write_map(edit, nodes[name], weight, bias)
+        release_memory()
+        repaired = edit.finish()
+        judged = [item for number, item in enumerate(items) if is_judged(number, len(items))]
+        exact = outputs(original, judged)
+        before, after = (relative_noise(exact, outputs(found.eval(), judged)) for found in (program, repaired))
+        if after < before:
+            return repaired
+        edit = Edit(program, by=self)
+        edit.note("Fitting weights does not bring the outputs nearer to the original ones; they stay as they were.")
+        return edit.finish()
+
+
+def outputs(program: Program, items: Sequence[tuple[Tensor, ...]]) -> list[Any]:
+    """Return the outputs of all items, one after the other."""
+    return [value for item in items for value in run_without_padding(program, item)]
