@@ -77,6 +77,18 @@ def split_items(items: Iterable[Any], program: Program, samples: int) -> list[An
     return [part for item in items for part in _parts(item, samples)]
 
 
+def samples_of(data: Data | str | Path, program: Program, samples: int, at_once: int) -> list[tuple[Tensor, ...]]:
+    """Return the tensor inputs of the first samples of calibration data, in parts of at most `at_once` if they split.
+
+    Raises DataError as calibration_inputs() does, and if no item holds a sample.
+    """
+    split = split_items(first_samples(calibration_inputs(data, program), samples), program, at_once)
+    items = [item for item in split if all(tensor.numel() for tensor in item)]
+    if not items:
+        raise DataError("The calibration data holds no samples; give at least one item shaped like the example inputs.")
+    return items
+
+
 def _parts(item: Any, samples: int) -> Iterator[Any]:
     count = next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
     for start in range(0, max(count, 1), samples):

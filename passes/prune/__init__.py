@@ -7,6 +7,7 @@ from fxopt.passes.prune.group_lasso import GroupLasso, group_lasso
 from fxopt.passes.prune.groups import channel_groups
 from fxopt.passes.prune.mask_weights import MaskWeights
 from fxopt.passes.prune.patterns import Blocks, Magnitude, NofM, Sparsity
+from fxopt.passes.prune.reestimate_batch_norm import ReestimateBatchNorm
 from fxopt.passes.prune.remove_channels import RemoveChannels
 from fxopt.passes.prune.repair_weights import RepairWeights
 from fxopt.passes.prune.scores import L1, L2, BatchNormScale, GeometricMedian, Lamp, Random
@@ -28,6 +29,7 @@ __all__ = [
     "MaskWeights",
     "NofM",
     "Random",
+    "ReestimateBatchNorm",
     "RemoveChannels",
     "RepairWeights",
     "Sparsity",

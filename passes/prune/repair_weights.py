@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxopt.data import calibration_inputs, first_samples, split_items
-from fxopt.errors import DataError
+from fxopt.data import samples_of
 from fxopt.graph.interpret import relative_noise
 from fxopt.graph.memory import release_memory
 from fxopt.graph.padding import run_without_padding
@@ -24,7 +23,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
 from fxopt.passes.prune.ancestor import counterparts
 from fxopt.passes.prune.linear_maps import write_map
-from fxopt.passes.prune.repaired import is_judged, repaired_weights
+from fxopt.passes.prune.repaired import is_judged, repaired_weights, targets_of
 
 SAMPLES, AT_ONCE = 512, 32
 
@@ -55,15 +54,16 @@ class RepairWeights:
     def __call__(self, program: Program) -> Program:
         """Return the repaired Program."""
         running, original = program.eval(), self.original.eval()
-        pairs = counterparts(original, running)
-        split = split_items(first_samples(calibration_inputs(self.data, program), self.samples), program, AT_ONCE)
-        items = [item for item in split if all(tensor.numel() for tensor in item)]
-        if not items:
-            raise DataError("The calibration data holds no samples; give at least one item like the example inputs.")
+        targets, without = targets_of(running, counterparts(original, running))
+        items = samples_of(self.data, program, self.samples, AT_ONCE)
+        if not targets and not without:
+            return program
         edit = Edit(program, by=self)
         nodes = {node.name: node for node in edit.graph.nodes}
-        for name, (weight, bias) in repaired_weights(running, original, pairs, items).items():
+        for name, (weight, bias) in repaired_weights(running, original, targets, items).items():
             write_map(edit, nodes[name], weight, bias)
+        for name, reason in without.items():
+            edit.note(f"Not repaired: {name}: {reason}.")
         release_memory()
         repaired = edit.finish()
         judged = [item for number, item in enumerate(items) if is_judged(number, len(items))]

@@ -15,9 +15,10 @@ from fxopt.graph.memory import Trimmer
 from fxopt.graph.padding import real_positions
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument
+from fxopt.passes.cleanup.layers import LAYERS
 from fxopt.passes.prune.ancestor import Counterpart
 from fxopt.passes.prune.least_squares import Moments, best_change
-from fxopt.passes.prune.linear_maps import LinearMap, linear_map
+from fxopt.passes.prune.linear_maps import NORMS, LinearMap, linear_map
 
 aten = torch.ops.aten
 JUDGED = 4  # one item of so many is not fitted to
@@ -26,7 +27,6 @@ FEATURES = 2**13  # of a map that more than its bias is fitted of
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e4)  # the last one leaves little but a change of the bias
 
 Items = Sequence[tuple[Tensor, ...]]
-Found = dict[str, tuple[Tensor, Tensor]]  # weight and bias by the name of the node
 
 
 @dataclass(frozen=True)
@@ -42,32 +42,30 @@ class Target:
         return left if self.other is None else left - values[self.other]
 
 
-def repaired_weights(program: Program, original: Program, pairs: Mapping[fx.Node, Counterpart], items: Items) -> Found:
-    """Return what the maps of a Program become, each fitted behind those before it. Both Programs are in inference."""
-    targets = _targets(program, pairs)
+def repaired_weights(
+    program: Program, original: Program, targets: Mapping[fx.Node, Target], items: Items
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return weight and bias of each map that can be brought nearer to its target, by name, behind those before it.
+
+    Both Programs are in inference; `items` are their tensor inputs.
+    """
     reference = _Reference(original, items, {target.counterpart.node for target in targets.values()})
     lanes: list[Values] = [dict(zip(program.placeholders, item, strict=True)) for item in items]
     reals = [real_positions([spec.name for spec in program.inputs], item) for item in items]
-    dead, trimmer, found = last_reads(program), Trimmer(), Found()
+    dead, trimmer, found = last_reads(program), Trimmer(), dict[str, tuple[Tensor, Tensor]]()
     with torch.no_grad():
         for node in program.graph.nodes:
-            if node.op == "placeholder":
+            if node.op in ("placeholder", "output"):
                 continue
-            if node.op == "output":
-                break
             compute = step_of(program, node).compute
             for values in lanes:
                 values[node] = compute(values)
-            known = linear_map(program.module, node) if node in targets else None
-            if known is not None:
+            if node in targets:
                 exact = reference.take(targets[node].counterpart.node)
-                wanted = [targets[node].wanted(*pair) for pair in zip(exact, lanes, strict=True)]
-                change = _fit(known, lanes, wanted, reals)
-                if change is not None:
-                    weight, bias = known.changed(change)
-                    found[node.name] = weight, bias
-                    for values in lanes:
-                        values[node] = known.compute(values, weight, bias)
+                wanted = [targets[node].wanted(*both) for both in zip(exact, lanes, strict=True)]
+                pair = _repair(program, node, lanes, wanted, reals)
+                if pair is not None:
+                    found[node.name] = pair
             for values in lanes:
                 for source in dead.get(node, ()):
                     values.pop(source, None)
@@ -75,14 +73,34 @@ def repaired_weights(program: Program, original: Program, pairs: Mapping[fx.Node
     return found
 
 
+def _repair(
+    program: Program,
+    node: fx.Node,
+    lanes: Sequence[Values],
+    wanted: Sequence[Tensor],
+    reals: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor] | None:
+    """Fit a map and let all lanes go on with what it then gives; returns its weight and bias."""
+    known = linear_map(program.module, node)
+    assert known is not None
+    change = _fit(known, lanes, wanted, reals)
+    if change is None:
+        return None
+    weight, bias = known.changed(change)
+    for values in lanes:
+        values[node] = known.compute(values, weight, bias)
+    return weight, bias
+
+
 def is_judged(number: int, count: int) -> bool:
     """Say whether one of some items is not fitted to, but judged by; at least the last one is."""
     return number % JUDGED == JUDGED - 1 or (count < JUDGED and number == count - 1)
 
 
-def _targets(program: Program, pairs: Mapping[fx.Node, Counterpart]) -> dict[fx.Node, Target]:
-    """Return the targets of the maps that read something else than in the original."""
+def targets_of(program: Program, pairs: Mapping[fx.Node, Counterpart]) -> tuple[dict[fx.Node, Target], dict[str, str]]:
+    """Return the targets of the maps that read something else than in the original, and why others have none."""
     result: dict[fx.Node, Target] = {}
+    without: dict[str, str] = {}
     order = {node: number for number, node in enumerate(program.graph.nodes)}
     differs: set[fx.Node] = set()
     for node in program.graph.nodes:
@@ -90,9 +108,15 @@ def _targets(program: Program, pairs: Mapping[fx.Node, Counterpart]) -> dict[fx.
         reads_other = any(source in differs for source in node.all_input_nodes)
         if node.op == "call_function" and (reads_other or pair is None or pair.left):
             differs.add(node)
-        if reads_other and pair is not None and linear_map(program.module, node) is not None:
+        if not reads_other or node.target not in (*LAYERS, *NORMS):
+            continue
+        if pair is None:
+            without[node.name] = "original has no such node, or what reads it there has changed since"
+        elif linear_map(program.module, node) is None:
+            without[node.name] = "it has no weights of its own that can be fitted"
+        else:
             result[node] = _at_the_sum(node, pairs, order) or Target(pair)
-    return result
+    return result, without
 
 
 def _at_the_sum(node: fx.Node, pairs: Mapping[fx.Node, Counterpart], order: Mapping[fx.Node, int]) -> Target | None:
