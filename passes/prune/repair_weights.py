@@ -9,7 +9,7 @@ layer and norm whose input has changed, with the ridge towards the present weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,24 +58,27 @@ class RepairWeights:
         items = samples_of(self.data, program, self.samples, AT_ONCE)
         if not targets and not without:
             return program
+        weights = repaired_weights(running, original, targets, items)
+        release_memory()
+        judged = [item for number, item in enumerate(items) if is_judged(number, len(items))]
+        notes = [f"Not repaired: {name}: {reason}." for name, reason in without.items()]
+        repaired = self._with(program, weights)
+        if not weights or _error(original, repaired, judged) < _error(original, program, judged):
+            return repaired.with_note(*notes)
+        notes.append("Fitting weights does not bring the outputs nearer to the original ones; they stay as they were.")
+        return self._with(program, {}).with_note(*notes)
+
+    def _with(self, program: Program, weights: Mapping[str, tuple[Tensor, Tensor]]) -> Program:
         edit = Edit(program, by=self)
         nodes = {node.name: node for node in edit.graph.nodes}
-        for name, (weight, bias) in repaired_weights(running, original, targets, items).items():
+        for name, (weight, bias) in weights.items():
             write_map(edit, nodes[name], weight, bias)
-        for name, reason in without.items():
-            edit.note(f"Not repaired: {name}: {reason}.")
-        release_memory()
-        repaired = edit.finish()
-        judged = [item for number, item in enumerate(items) if is_judged(number, len(items))]
-        exact = outputs(original, judged)
-        before, after = (relative_noise(exact, outputs(found.eval(), judged)) for found in (program, repaired))
-        if after < before:
-            return repaired
-        edit = Edit(program, by=self)
-        edit.note("Fitting weights does not bring the outputs nearer to the original ones; they stay as they were.")
         return edit.finish()
 
 
-def outputs(program: Program, items: Sequence[tuple[Tensor, ...]]) -> list[Any]:
-    """Return the outputs of all items, one after the other."""
-    return [value for item in items for value in run_without_padding(program, item)]
+def _error(original: Program, program: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
+    """Return the power of the outputs' difference over that of the original's."""
+    exact, found = (
+        [value for item in items for value in run_without_padding(which.eval(), item)] for which in (original, program)
+    )
+    return relative_noise(exact, found)
