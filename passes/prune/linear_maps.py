@@ -78,7 +78,7 @@ def linear_map(module: nn.Module, node: fx.Node) -> LinearMap | None:
     if node.target in NORMS:
         return _norm_map(module, node)
     layer = layer_at(module, node)
-    if layer is None or not _unshared(node):
+    if layer is None or not _unshared(module, node):
         return None
     return _layer_map(layer)
 
@@ -102,17 +102,23 @@ def _call(node: fx.Node, values: Values, weight: Tensor, bias: Tensor) -> Tensor
     return result
 
 
-def _unshared(node: fx.Node) -> bool:
-    """Say whether nothing else reads the tensors of a node."""
-    tensors = [source for source in node.all_input_nodes if source.op == "get_attr"]
-    names = {str(source.target) for source in tensors}
-    graph = node.graph.find_nodes(op="get_attr")
-    return all(set(source.users) == {node} for source in graph if str(source.target) in names)
+def _unshared(module: nn.Module, node: fx.Node) -> bool:
+    """Say whether nothing else reads the tensors of a node, under any name."""
+    own = [constant(module, source) for source in node.all_input_nodes]
+    readers = (source for source in node.graph.find_nodes(op="get_attr") if set(source.users) != {node})
+    others = {id(constant(module, source)) for source in readers}
+    return not any(tensor is not None and id(tensor) in others for tensor in own)
 
 
 def _norm_map(module: nn.Module, node: fx.Node) -> LinearMap | None:
     weight, bias = (constant(module, argument(node, name)) for name in ("weight", "bias"))
-    if weight is None or bias is None or weight.ndim != 1 or not weight.is_floating_point() or not _unshared(node):
+    if (
+        weight is None
+        or bias is None
+        or weight.ndim != 1
+        or not weight.is_floating_point()
+        or not _unshared(module, node)
+    ):
         return None
     ones, zeros = torch.ones_like(weight.detach()), torch.zeros_like(bias.detach())
     channels, width = NORMS[node.target] % node.meta["val"].ndim, len(weight)
