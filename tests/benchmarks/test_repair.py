@@ -46,7 +46,8 @@ def test_rows_hold_what_removal_costs_and_what_repair_gives_back(monkeypatch: py
     rows = repair.measure(MODEL, [0.6])
     assert [row["score"] for row in rows] == list(repair.SCORES)
     for row in rows:
-        assert abs(row["macs"] - 0.6) <= 0.02 and row["samples"] == len(X) and row["notes"] == []
+        assert abs(row["macs"] - 0.6) <= 0.02 and row["samples"] == len(X)
+        assert not any("epair" in note for note in row["notes"])
         assert math.isclose(row["dense"], 0, abs_tol=1e-5)
         assert row["removed"] < 1.5 * row["repaired"] < 0
         assert row["model"] in repair._line(row)
