@@ -2,9 +2,9 @@
 
     python -m benchmarks.repair --models fashion_cnn fashion_vit efficientnet_lite0_views --macs 0.7 0.5 --json out.json
 
-Channels go by the L2 norm of their weights and by activations times weights; each result is then repaired with
-RepairWeights. No label is read and no gradient is taken. Metrics are those of the Programs in torch, on the models' own
-labelled data; seconds are CPU time of the process on one thread.
+Channels go by the L2 norm of their weights, by activations times weights and by Taylor's score without labels; each
+result is then repaired with RepairWeights. No label is read. Metrics are those of the Programs in torch, on the models'
+own labelled data; seconds are CPU time of the process on one thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.real_models.model import batches
 from benchmarks.real_models.packages import package_folder
 from fxopt import FxoptError, Pipeline, Program, capture
 from fxopt.graph.cost import macs
-from fxopt.passes import CLEANUP, ActivationTimesWeight, RemoveChannels, RepairWeights
+from fxopt.passes import CLEANUP, ActivationTimesWeight, RemoveChannels, RepairWeights, Taylor
 
 SAMPLES, BATCH = 512, 32
 PLACES = (CENTRE, (1.0, 1.0))
@@ -49,6 +49,7 @@ def calibration_of(model: RealModel) -> Tensor:
 SCORES: dict[str, Callable[[list[Tensor]], Any]] = {
     "l2": lambda data: "l2",
     "activation x weight": lambda data: ActivationTimesWeight(data),
+    "Taylor": lambda data: Taylor(data),
 }
 
 

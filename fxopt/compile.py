@@ -77,8 +77,9 @@ def compile(
     - `recipe`: "int8" (needs `calibration`): static ranges, dynamic ones for linears, or float, whichever is best when
       timed here; "int8-static" or "int8-dynamic" (linears only; needs no data) without that choice; "int8-data-free"
       (static ranges from batch norms; reads no data); "int8-weights" or "int4-weights" (linears compute in float;
-      fitted to `calibration` if there is any; embeddings are int8 tables); "prune" (see RemoveChannels) or "prune-int8"
-      (the rest as "int8" does), unless dense is faster when timed here; "float"; a Pipeline or a list of passes.
+      fitted to `calibration` if there is any; embeddings are int8 tables); "prune" (see RemoveChannels; with
+      `calibration` also RepairWeights) or "prune-int8" (the rest as "int8" does), unless dense is faster when timed
+      here; "float"; a Pipeline or a list of passes.
     - `calibration`: an iterable of items shaped like the example inputs, a DataLoader, .npz/.npy or `module:function`.
     - `evaluate`: gets something callable like the model and returns a figure, higher is better; run on both.
     - `target`: a row of fxopt.TARGETS ("x86", "x86-amx", "x86-avx2", "arm64", "portable"), or "auto" for this machine.

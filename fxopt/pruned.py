@@ -1,17 +1,19 @@
 """The recipes that remove channels: compile() ends with a smaller model, timed against the dense one.
 
-What is not faster than the dense file is not handed over: the model stays dense then, and a note says so.
+Where there is calibration data, the weights that are left make up for what is gone. What is not faster than the dense
+file is not handed over: the model stays dense then, and a note says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from fxopt.choose import AT_ONCE, NOISE, SAMPLES, USABLE, Candidate, try_candidates
-from fxopt.data import calibration_inputs, first_samples, split_items
+from fxopt.data import calibration_inputs, first_samples, load_data, split_items
 from fxopt.export.measure import Measurement, measure
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.memory import release_memory
@@ -20,7 +22,7 @@ from fxopt.graph.program import Program
 from fxopt.job import Job, prove
 from fxopt.limits import Latency
 from fxopt.outcome import Outcome, Source, best_way, cleaned, float_model, one_way
-from fxopt.passes.prune import RemoveChannels
+from fxopt.passes.prune import RemoveChannels, RepairWeights
 from fxopt.prune_to_latency import TOLERANCE, search_latency
 from fxopt.recipes import PRUNE, PRUNE_INT8
 from fxopt.reference import Reference, reference_of
@@ -50,6 +52,9 @@ def pruned_model(
     reference = reference_of(job, dense, inputs, name="dense")
     samples = [inputs] if source is None else _samples(source, dense)
     small = _smaller(job, dense, inputs, pruning, reference)
+    if source is not None:
+        with job.stage("repair"):
+            small = RepairWeights(dense, load_data(source, dense) if isinstance(source, (str, Path)) else source)(small)
     del dense
     if recipe == PRUNE_INT8:
         assert source is not None

@@ -96,6 +96,14 @@ def test_what_is_slower_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(result.program(X), dense(), rtol=1e-4, atol=1e-5)
 
 
+def test_calibration_brings_the_outputs_nearer(untimed: fxopt.Result) -> None:
+    data = [torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2, 10)]
+    result = fxopt.compile(net(), X, recipe="prune", calibration=data, measure=False, **OPTIONS)
+    assert result.report.result.macs == untimed.report.result.macs
+    assert result.report.differences[0].sqnr > untimed.report.differences[0].sqnr + 10
+    assert any(entry.startswith("RepairWeights") for entry in result.report.history)
+
+
 @pytest.mark.parametrize("faster", ["integers", "floats"])
 def test_what_is_left_is_quantized(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tell(monkeypatch, speedup=2.0)
