@@ -41,8 +41,8 @@ from fxopt.graph.capture import call_of, capture
 from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
-from fxopt.passes.cleanup import CLEANUP
-from fxopt.passes.prune import RemoveChannels, channel_groups
+from fxopt.passes.cleanup import CLEANUP, FoldBatchNorm
+from fxopt.passes.prune import ReestimateBatchNorm, RemoveChannels, channel_groups
 from fxopt.passes.quantize import Quantize, QuantizeDynamic, QuantizeEmbeddings, place
 from fxopt.target import find_target
 
@@ -62,12 +62,12 @@ def run_model(model: ZooModel, outcome: Outcome) -> None:
     inputs = model.inputs(BATCHES[0])
     with outcome.timed("capture"):
         program = capture(module, inputs, dynamic=model.dynamic)
+    if outcome.task == "prune":
+        program = _prune(model, program, outcome)
     with outcome.timed("passes"):
         program = Pipeline(tuple(CLEANUP))(program)
     if outcome.task == "int8":
         program = _quantize(model, program, outcome)
-    elif outcome.task == "prune":
-        program = _prune(program, outcome)
     with tempfile.TemporaryDirectory(prefix="fxopt-zoo-") as folder:
         path = Path(folder) / "model.onnx"
         target = "x86" if outcome.task == "int8" else "portable"
@@ -95,13 +95,19 @@ def _quantize(model: ZooModel, program: Program, outcome: Outcome) -> Program:
         return Pipeline(steps)(program)
 
 
-def _prune(program: Program, outcome: Outcome) -> Program:
+def _prune(model: ZooModel, program: Program, outcome: Outcome) -> Program:
+    """Remove channels, and let batch norms know what is left, as the random models' were made to know what there was.
+
+    Without that the deepest of them amplify float32's last bits beyond comparison, as they would without any at all.
+    """
+    program = Pipeline(tuple(step for step in CLEANUP if not isinstance(step, FoldBatchNorm)))(program)
     with outcome.timed("grouping"):
         channel_groups(program)
     with outcome.timed("prune"):
         result = RemoveChannels(macs=1 - outcome.ratio)(program)
     outcome.macs_left = sum(macs_by_node(result).values()) / sum(macs_by_node(program).values())
-    return result
+    with outcome.timed("batch norms"):
+        return ReestimateBatchNorm([model.inputs(8), model.other_inputs(8)])(result)
 
 
 def _record(outcome: Outcome, validation: Validation) -> None:
