@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, Kernel, batch_norm, op_of
-from fxopt.graph.interpret import Observe, Step, run_steps, step_of
+from fxopt.graph.interpret import Observe, Step, run_steps, step_of, widened
 from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.rewrite import argument, constant
@@ -101,16 +101,12 @@ def _precise_step(program: Program, node: fx.Node, jitter: float, randomness: to
     def compute(values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr" or node.target is dequantize:
             return step.compute(values)
-        result = step.compute({source: pytree.tree_map(_widened, values[source]) for source in step.reads})
+        result = step.compute({source: pytree.tree_map(widened, values[source]) for source in step.reads})
         if node.op == "output":
             return pytree.tree_map(_narrowed, tuple(result), program.outputs)
         return pytree.tree_map(shaken, result)
 
     return Step(node, step.reads, compute)
-
-
-def _widened(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.dtype is torch.float32 else value
 
 
 def _narrowed(value: Any, spec: TensorSpec | None) -> Any:

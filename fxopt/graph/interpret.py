@@ -205,3 +205,8 @@ def relative_noise(expected: Sequence[Any], actual: Sequence[Any]) -> float:
             exact, found = left.detach().double(), right.detach().double()
             total += float((exact - found).square().sum()) / max(float(exact.square().sum()), 1e-30)
     return total
+
+
+def widened(value: Any) -> Any:
+    """Return a float32 tensor in float64, anything else as it is."""
+    return value.double() if isinstance(value, Tensor) and value.dtype is torch.float32 else value

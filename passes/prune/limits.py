@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fxopt.errors import PassError
 from fxopt.passes.prune.groups import ChannelGroups, Group
+from fxopt.passes.prune.names import check_names, is_below
 
 Caps = float | Mapping[str, float]
 
@@ -34,25 +35,9 @@ def check_limits(groups: ChannelGroups, at_least: int, at_most: Caps) -> None:
         if not 0 <= share <= 1:
             of = f" of '{name}'" if name else ""
             raise PassError(f"at_most={share}{of} is the largest share that a group may lose: a number from 0 to 1.")
-    check_names(groups, "at_most", filter(None, caps))
-
-
-def check_names(groups: ChannelGroups, option: str, wanted: Iterable[str]) -> None:
-    """Raise PassError for a name that is neither a tensor of the Program nor a module with one."""
-    names = sorted({str(node.target) for node in groups.coordinates.program.graph.find_nodes(op="get_attr")})
-    for path in wanted:
-        if not any(is_below(name, path) for name in names):
-            more = ", ..." if len(names) > 8 else ""
-            raise PassError(
-                f"{option}: no tensor or module is named '{path}'. There are {', '.join(names[:8]) or 'none'}{more}"
-            )
+    check_names(groups.coordinates.program, "at_most", filter(None, caps))
 
 
 def takes_from(group: Group, path: str) -> bool:
     """Say whether the units of a group take something from a tensor, or from any tensor of a module."""
     return any(is_below(member.tensor, path) for member in group.members)
-
-
-def is_below(name: str, path: str) -> bool:
-    """Say whether a tensor's name is this path, or lies under it."""
-    return name == path or name.startswith(f"{path}.")

@@ -15,10 +15,11 @@ from torch import Tensor
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, set_attribute
+from fxopt.passes.prune.names import check_names, is_below
 from fxopt.passes.prune.patterns import Magnitude, Pattern
 from fxopt.passes.prune.scores import L1, L2, Score, named_score
 from fxopt.passes.prune.weight_scores import weight_scores
-from fxopt.passes.prune.weights import Weight, masked, weights_of, without_kept
+from fxopt.passes.prune.weights import Weight, masked, weights_of
 
 aten = torch.ops.aten
 SHOWN = 8
@@ -55,8 +56,9 @@ class MaskWeights:
         score = named_score(self.score)
         if isinstance(self.pattern, Magnitude) and not isinstance(score, (L1, L2)):
             raise PassError(f"Magnitude compares |w| with its threshold; score={score!r} goes with Sparsity.")
-        names = [str(node.target) for node in program.graph.find_nodes(op="get_attr")]
-        weights = without_kept(weights_of(program), self.keep, names)
+        check_names(program, "keep", self.keep)
+        found = weights_of(program)
+        weights = [weight for weight in found if not any(is_below(weight.name, path) for path in self.keep)]
         if not weights:
             return program
         pairs = zip(weights, self.pattern(weights, weight_scores(program, weights, score)), strict=True)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import PassError
-from fxopt.graph.interpret import Step, Values, run_steps, step_of
+from fxopt.graph.interpret import Step, Values, run_steps, step_of, widened
 from fxopt.graph.program import TRAINING_ARGUMENT, Program
 from fxopt.graph.rewrite import get_attribute
 from fxopt.passes.cleanup.purity import is_training
@@ -36,7 +36,7 @@ def prove(removal: Removal, result: Program, inputs: Sequence[Tensor]) -> float:
     """
     name, worst = _worst(removal, result, inputs, as_it_is)
     if not worst <= BOUND:
-        name, worst = _worst(removal, result, inputs, _widened)
+        name, worst = _worst(removal, result, inputs, widened)
     if not worst <= BOUND:
         raise PassError(
             f"Output '{name}' of the Program without channels is {worst:.1e} of its range away from the masked "
@@ -59,10 +59,6 @@ def _worst(removal: Removal, result: Program, inputs: Sequence[Tensor], cast: Ca
 def as_it_is(value: Any) -> Any:
     """Leave a tensor in the precision it has."""
     return value
-
-
-def _widened(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.dtype is torch.float32 else value
 
 
 def _cast(step: Step, cast: Cast) -> Step:

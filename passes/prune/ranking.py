@@ -15,6 +15,7 @@ import numpy as np
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.passes.prune.groups import Group
+from fxopt.passes.prune.names import check_names, is_below
 from fxopt.passes.prune.units import Floats, Integers, Units
 
 Ranking = Literal["global", "local", "isomorphic"] | tuple[str, ...]
@@ -47,7 +48,7 @@ def _classes(units: Units, ranking: Ranking) -> list[Integers]:
     if ranking == "isomorphic":
         keys: list[Hashable] = signatures(units.program, units.groups)
     else:
-        _check_scopes(units, tuple(ranking))
+        check_names(units.program, "ranking", ranking)
         keys = [_scope(group, tuple(ranking)) for group in units.groups]
     classes: defaultdict[Hashable, list[Integers]] = defaultdict(list)
     for key, members in zip(keys, units.members, strict=True):
@@ -71,11 +72,4 @@ def signatures(program: Program, groups: Sequence[Group]) -> list[Hashable]:
 def _scope(group: Group, prefixes: tuple[str, ...]) -> str:
     """Return the longest prefix that holds what a group begins with; all that none holds is a scope, too."""
     name = group.members[0].tensor
-    return max((prefix for prefix in prefixes if name == prefix or name.startswith(f"{prefix}.")), key=len, default="")
-
-
-def _check_scopes(units: Units, prefixes: tuple[str, ...]) -> None:
-    names = sorted({str(node.target) for node in units.program.graph.find_nodes(op="get_attr")})
-    for prefix in prefixes:
-        if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
-            raise PassError(f"ranking: no tensor or module is named '{prefix}'. There are {', '.join(names[:8])}.")
+    return max((prefix for prefix in prefixes if is_below(name, prefix)), key=len, default="")

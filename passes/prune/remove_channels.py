@@ -23,8 +23,9 @@ from fxopt.passes.prune.coordinates import Coordinates, Removal, coordinates
 from fxopt.passes.prune.cut import cut
 from fxopt.passes.prune.empty_dimensions import without_empty
 from fxopt.passes.prune.groups import ChannelGroups, Group, groups_of
-from fxopt.passes.prune.limits import check_limits, check_names, fewest_units, takes_from
+from fxopt.passes.prune.limits import check_limits, fewest_units, takes_from
 from fxopt.passes.prune.masked import prove
+from fxopt.passes.prune.names import check_names
 from fxopt.passes.prune.ranking import Ranking, check_ranking
 from fxopt.passes.prune.reachable import AMOUNTS, WORDS, reachable
 from fxopt.passes.prune.scores import Score, named_score, unit_scores
@@ -107,7 +108,7 @@ class RemoveChannels:
 
     def _candidates(self, groups: ChannelGroups) -> list[Group]:
         """Return the groups that cut nothing of what is to be kept."""
-        check_names(groups, "keep", self.keep)
+        check_names(groups.coordinates.program, "keep", self.keep)
         check_limits(groups, self.at_least, self.at_most)
         kept = (g for g in groups.groups if not any(takes_from(g, path) for path in self.keep))
         return [group for group in kept if self.averaged == "cut" or not group.inexact]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxopt.errors import PassError
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument, constant
 
@@ -110,19 +109,6 @@ def _weight(program: Program, source: Any, layout: Layout, reader: fx.Node) -> W
     mask = None if pair is None else constant(program.module, pair[1])
     left = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
     return Weight(str(node.target), value, left, layout, node, None if pair is None else source, reader)
-
-
-def without_kept(weights: Iterable[Weight], keep: Iterable[str], names: Iterable[str]) -> tuple[Weight, ...]:
-    """Return the weights that are not below the names to keep. Raises PassError for one that is nowhere in `names`."""
-    known = sorted(set(names))
-    for path in keep:
-        if not any(_is_below(name, path) for name in known):
-            raise PassError(f"keep: no tensor or module is named '{path}'. There are {', '.join(known[:8])}.")
-    return tuple(weight for weight in weights if not any(_is_below(weight.name, path) for path in keep))
-
-
-def _is_below(name: str, path: str) -> bool:
-    return name == path or name.startswith(f"{path}.")
 
 
 def _nothing(node: fx.Node) -> Found:
