@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from fxopt.graph.cost import batch_of_example
 from fxopt.graph.program import Program
 from fxopt.passes.prune import channel_groups
 from fxopt.passes.prune.groups import Frozen, Group
@@ -20,9 +21,10 @@ def channel_report(program: Program) -> dict[str, Any]:
     - `groups`: in the order of the graph: name, units, what a unit takes ("tensor[dimension]": positions), and whether
       some op averages over it.
     - `stays`: dimensions of which positions never go, by reason; `no_rule`: nodes whose op no rule covers, by reason.
-    - `reachable`: the least that can be left and all of it, of multiply-accumulates a call and parameters.
+    - `reachable`: the least that can be left and all of it, of multiply-accumulates a sample and parameters.
     """
     found = channel_groups(program)
+    samples = {"macs": batch_of_example(program)}
     return {
         "groups": [_group(group) for group in found.groups],
         "stays": [
@@ -33,7 +35,8 @@ def channel_report(program: Program) -> dict[str, Any]:
             for reason, names in _by_reason((reason, node) for node, reason in found.unknown.items())
         ],
         "reachable": {
-            name: {"least": amount.least, "whole": amount.whole} for name, amount in reachable(found).items()
+            name: {"least": amount.least // samples.get(name, 1), "whole": amount.whole // samples.get(name, 1)}
+            for name, amount in reachable(found).items()
         },
     }
 

@@ -151,6 +151,8 @@ class TestInspect:
         assert channels["no_rule"] == []
         least = (4 * 9 + 9) * 16 * 16 + 4
         assert channels["reachable"]["macs"] == {"least": least, "whole": (16 * 4 * 9 + 16 * 16 * 9) * 16 * 16 + 16 * 4}
+        dynamic = json.loads(run("inspect", SMALL, "--groups", "--dynamic", "batch", "--json").stdout)
+        assert dynamic["channels"]["reachable"] == channels["reachable"]  # of a sample, whatever was captured
         text = run("inspect", SMALL, "--groups").stdout
         assert all(words in text for words in ("Groups (2)", "3.weight[0]", "What stays", "11.5 k to 737 k (1.6 %"))
 
