@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxopt.data import samples_of
+from fxopt.data import samples_of, split_items
 from fxopt.graph.interpret import relative_noise
 from fxopt.graph.memory import release_memory
 from fxopt.graph.padding import run_without_padding
@@ -23,7 +23,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
 from fxopt.passes.prune.ancestor import counterparts
 from fxopt.passes.prune.linear_maps import write_map
-from fxopt.passes.prune.repaired import is_judged, repaired_weights, targets_of
+from fxopt.passes.prune.repaired import JUDGED, is_judged, repaired_weights, targets_of
 
 SAMPLES, AT_ONCE = 512, 32
 
@@ -40,8 +40,9 @@ class RepairWeights:
        read has changed; a layer without a bias gets one. Others stay as they are.
     2. The layer that ends a branch into a sum is fitted to what the whole sum was, so that it also makes up for the
        other branch.
-    3. A quarter of the samples is not fitted to. On it every layer is fitted better than before, or left alone, and
-       the whole is kept only if it brings the outputs nearer to the original's.
+    3. A quarter of the samples is not fitted to (of the positions, if there is but one sample). On it every layer is
+       fitted better than before, or left alone, and the whole is kept only if it brings the outputs nearer to the
+       original's.
 
     Raises PassError if the Program was not made of `original` by removals, and DataError for data that is empty, does
     not fit, or holds NaN or infinity.
@@ -55,7 +56,7 @@ class RepairWeights:
         """Return the repaired Program."""
         running, original = program.eval(), self.original.eval()
         targets, without = targets_of(running, counterparts(original, running))
-        items = samples_of(self.data, program, self.samples, AT_ONCE)
+        items = _apart(samples_of(self.data, program, self.samples, AT_ONCE), program)
         if not targets and not without:
             return program
         weights = repaired_weights(running, original, targets, items)
@@ -74,6 +75,14 @@ class RepairWeights:
         for name, (weight, bias) in weights.items():
             write_map(edit, nodes[name], weight, bias)
         return edit.finish()
+
+
+def _apart(items: list[tuple[Tensor, ...]], program: Program) -> list[tuple[Tensor, ...]]:
+    """Split few items, where their batch can be split, so that there are some to judge by."""
+    if len(items) >= JUDGED:
+        return items
+    samples = sum(len(item[0]) if item and item[0].ndim else 1 for item in items)
+    return split_items(items, program, max(1, samples // (2 * JUDGED)))
 
 
 def _error(original: Program, program: Program, items: Sequence[tuple[Tensor, ...]]) -> float:

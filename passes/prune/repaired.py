@@ -161,15 +161,16 @@ def _fit(
     share = min(1.0, ROWS / max(sum(map(len, places)), 1))
     generator = torch.Generator().manual_seed(0)
     for number, (values, target, place) in enumerate(zip(lanes, wanted, places, strict=True)):
-        if share < 1:
+        if share < 1 or len(lanes) == 1:
             place = place[torch.randperm(len(place), generator=generator)[: max(1, int(share * len(place)))]]
         x = known.rows(values, place)[..., :features]
         r = known.results(target - values[known.node], place)
-        judges = is_judged(number, len(lanes))
-        if judges:
-            judged.add(x, r)
-        if not judges or len(lanes) == 1:
-            fitted.add(x, r)
+        if len(lanes) == 1:  # one item that cannot be split: some of its positions judge
+            some = -(-len(place) // JUDGED)
+            judged.add(x[:, :some], r[:, :some])
+            fitted.add(x[:, some:], r[:, some:])
+        else:
+            (judged if is_judged(number, len(lanes)) else fitted).add(x, r)
     change = best_change(fitted, judged, RIDGES)
     return None if change is None else functional.pad(change, (known.features - features, 0))
 
