@@ -25,7 +25,8 @@ Terms = dict[str, float]
 class Problem:
     """The linear program: a variable of 0 or 1 for each of `nodes` (1: integer), and others of 0 to 1.
 
-    - `rows`: terms whose sum is at most a bound. `seconds`: the terms of the time, to which `constant` is added.
+    - `rows`: terms whose sum is at most a bound; a variable that is no node is alone in a row, with a negative factor,
+      so that the row says how large it is at least. `seconds`: the terms of the time, to which `constant` is added.
     - `noise`: the terms of the noise of each output.
     """
 
@@ -128,8 +129,17 @@ def _scale(row: np.ndarray, bound: float) -> float:
 
 
 def _solution(problem: Problem, numbers: dict[str, int], x: np.ndarray) -> Solution:
-    def value(terms: Terms) -> float:
-        return float(sum(factor * x[numbers[name]] for name, factor in terms.items()))
-
+    """Read off the nodes. The other variables follow: the solver leaves one that costs next to nothing where it is."""
     integer = frozenset(name for name in problem.nodes if x[numbers[name]] > 0.5)
-    return Solution(integer, problem.constant + value(problem.seconds), tuple(value(terms) for terms in problem.noise))
+    values = {name: float(name in integer) for name in problem.nodes}
+    others = {name: 0.0 for name in problem.variables() if name not in values}
+    for terms, bound in problem.rows:
+        for name in others.keys() & terms.keys():
+            least = sum(factor * values[node] for node, factor in terms.items() if node != name) - bound
+            others[name] = max(others[name], least / -terms[name])
+    values |= others
+
+    def value(terms: Terms) -> float:
+        return sum(factor * values[name] for name, factor in terms.items())
+
+    return Solution(integer, problem.constant + value(problem.seconds), tuple(map(value, problem.noise)))
