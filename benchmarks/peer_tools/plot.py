@@ -12,6 +12,7 @@ from benchmarks.peer_tools.verdict import Point, points
 COLUMNS = 3
 CEILING = 80.0  # dB; what is exact is drawn here
 INCHES = 4.5
+WIDE, TALL = 0.4, 0.028  # of a label, as shares of a plot
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -30,15 +31,30 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         ours, peers = points(result["rows"])
         for group, colour, marker in ((peers, "tab:gray", "o"), (ours, "tab:red", "D")):
             axis.scatter([p.speedup for p in group], [_height(p) for p in group], c=colour, marker=marker)
-            for point in group:
-                axis.annotate(
-                    point.label, (point.speedup, _height(point)), fontsize=6, xytext=(3, 3), textcoords="offset points"
-                )
-        axis.margins(x=0.3)  # for the labels
+        axis.margins(x=0.1, y=0.1)
+        left, right = axis.get_xlim()
+        axis.set_xlim(left, right + 0.4 * (right - left))  # for the labels
+        _label(axis, [*ours, *peers])
         axis.axvline(1, color="black", linewidth=0.5)
         axis.set(title=result["model"], xlabel="times as fast as float, 1 thread", ylabel="SQNR, dB")
     figure.tight_layout()
     figure.savefig(path)
+
+
+def _label(axis: Any, several: Sequence[Point]) -> None:
+    """Write the points' labels beside them, from the lowest up, each above those that it would cover."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    taken: list[tuple[float, float]] = []
+    for point in sorted(several, key=_height):
+        x, y = (point.speedup - left) / (right - left), (_height(point) - low) / (high - low)
+        at = y
+        while any(abs(x - other) < WIDE and abs(at - above) < TALL for other, above in taken):
+            at += TALL / 4
+        taken.append((x, at))
+        line = {"arrowstyle": "-", "linewidth": 0.3} if at > y else None
+        axis.annotate(
+            point.label, (x, y), (x + 0.02, at), xycoords="axes fraction", fontsize=6, va="center", arrowprops=line
+        )
 
 
 def _height(point: Point) -> float:
