@@ -29,7 +29,6 @@ from fxopt.passes.prune.masked import relative_error
 
 BOUND = 1e-4  # of an output's range
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-AVERAGES = (nn.LayerNorm, nn.GroupNorm)
 
 
 def run_torch_pruning(model: ZooModel, outcome: Outcome) -> None:
@@ -94,12 +93,14 @@ def _prune(pruner: Any, module: nn.Module, dense: nn.Module) -> bool:
     for group in pruner.step(interactive=True):
         for dependency, indices in group:
             layer, name = dependency.target.module, names.get(dependency.target.module)
-            averaged |= isinstance(layer, AVERAGES)
+            averaged |= "Norm" in type(layer).__name__ and not isinstance(layer, nn.modules.batchnorm._BatchNorm)
             if name is None or not isinstance(layer, READERS) or not _cuts_inputs(dependency):
                 continue
             weight = dense.get_parameter(f"{name}.weight").data
-            left = alive.setdefault(name, list(range(weight.shape[1])))
-            weight[:, [left[i] for i in indices]] = 0
+            groups = int(getattr(dense.get_submodule(name), "groups", 1))
+            left = alive.setdefault(name, list(range(groups * weight.shape[1])))
+            for number, channel in (divmod(left[i], weight.shape[1]) for i in indices):
+                weight.chunk(groups)[number][:, channel] = 0
             gone = set(indices)
             alive[name] = [position for i, position in enumerate(left) if i not in gone]
         group.prune()
@@ -107,9 +108,7 @@ def _prune(pruner: Any, module: nn.Module, dense: nn.Module) -> bool:
 
 
 def _cuts_inputs(dependency: Any) -> bool:
-    layer = dependency.target.module
-    plain = isinstance(layer, nn.Linear) or layer.groups == 1
-    return bool(plain) and dependency.handler.__name__ == "prune_in_channels"
+    return bool(dependency.handler.__name__ == "prune_in_channels")
 
 
 def _macs(module: nn.Module, model: ZooModel) -> int:
