@@ -54,7 +54,8 @@ def run_torch_pruning(model: ZooModel, outcome: Outcome) -> None:
             pruning_ratio=1 - math.sqrt(1 - outcome.ratio),
             ignored_layers=_last_layers(module, expected),
         )
-        averaged = _prune(pruner, module, dense)
+        _prune(pruner, module, dense)
+        averaged = _cut_norms(module, dense)
     with outcome.timed("check"):
         actual = _outputs(module, args, kwargs)
         if [value.shape for value in actual] != [value.shape for value in expected]:
@@ -85,15 +86,21 @@ def _last_layers(module: nn.Module, outputs: list[Tensor]) -> Sequence[nn.Module
     return wide[-max(1, len(outputs)) :]
 
 
-def _prune(pruner: Any, module: nn.Module, dense: nn.Module) -> bool:
-    """Prune group by group, putting what the readers read of it at zero in `dense`; says whether a norm was cut."""
+def _cut_norms(module: nn.Module, dense: nn.Module) -> bool:
+    """Say whether any norm over channels has fewer of them now."""
+    norms = (name for name, layer in dense.named_modules() if "Norm" in type(layer).__name__)
+    norms = (name for name in norms if not isinstance(dense.get_submodule(name), nn.modules.batchnorm._BatchNorm))
+    pairs = ((dense.get_submodule(name).parameters(), module.get_submodule(name).parameters()) for name in norms)
+    return any(old.shape != new.shape for olds, news in pairs for old, new in zip(olds, news, strict=True))
+
+
+def _prune(pruner: Any, module: nn.Module, dense: nn.Module) -> None:
+    """Prune group by group, putting what the readers read of it at zero in `dense`."""
     names = {layer: name for name, layer in module.named_modules()}
     alive: dict[str, list[int]] = {}
-    averaged = False
     for group in pruner.step(interactive=True):
         for dependency, indices in group:
             layer, name = dependency.target.module, names.get(dependency.target.module)
-            averaged |= "Norm" in type(layer).__name__ and not isinstance(layer, nn.modules.batchnorm._BatchNorm)
             if name is None or not isinstance(layer, READERS) or not _cuts_inputs(dependency):
                 continue
             weight = dense.get_parameter(f"{name}.weight").data
@@ -104,7 +111,6 @@ def _prune(pruner: Any, module: nn.Module, dense: nn.Module) -> bool:
             gone = set(indices)
             alive[name] = [position for i, position in enumerate(left) if i not in gone]
         group.prune()
-    return averaged
 
 
 def _cuts_inputs(dependency: Any) -> bool:
