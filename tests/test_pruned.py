@@ -125,6 +125,15 @@ def test_what_is_left_is_quantized(faster: str, monkeypatch: pytest.MonkeyPatch)
     assert not report.is_float and report.differences[0].max_error > 0  # the dense model is what it is compared with
 
 
+def test_integers_without_a_clock() -> None:
+    data = [torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2, 6)]
+    result = fxopt.compile(net(), X, recipe="prune-int8", calibration=data, measure=False, **OPTIONS)
+    assert result.report.result.macs == pytest.approx(0.5 * result.report.baseline.macs, rel=0.02)
+    assert result.report.census.integer_kernels > 0 and result.report.latency is None
+    names = [entry.partition("(")[0] for entry in result.report.history]
+    assert names.index("RemoveChannels") < names.index("RepairWeights") < names.index("Quantize")
+
+
 def test_a_latency_says_how_far_to_prune(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, speedup=1.6)
 

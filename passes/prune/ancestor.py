@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from fxopt.errors import PassError
 from fxopt.graph.program import Program
+from fxopt.passes.prune.rule import size_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def counterparts(original: Program, program: Program) -> dict[fx.Node, Counterpa
     found = {}
     for node in program.graph.nodes:
         source = by_name.get(node.name)
-        if source is None or not _corresponds(source, node):
+        if source is None or not _corresponds(source, node) or not _has_the_same_rows(source, node):
             continue
         left = _positions(original, program, node.name)
         if not _fits(source.meta["val"].shape, node.meta["val"].shape, left):
@@ -60,6 +61,13 @@ def _corresponds(source: fx.Node, node: fx.Node) -> bool:
     same_op = node.op == "call_function" and source.target is node.target
     readers = {user.name for user in source.users}
     return same_op and isinstance(node.meta["val"], Tensor) and {user.name for user in node.users} <= readers
+
+
+def _has_the_same_rows(source: fx.Node, node: fx.Node) -> bool:
+    """Say whether dynamic dimensions hold as much as before: heads beside the batch may be gone."""
+    old, new = (tuple[Any, ...](each.meta["val"].shape) for each in (source, node))
+    pairs = ((left, right) for left, right in zip(old, new, strict=False) if not isinstance(left, int))
+    return all(isinstance(right, int) or size_of(left) == size_of(right) for left, right in pairs)
 
 
 def _positions(original: Program, program: Program, name: str) -> dict[int, Tensor]:

@@ -111,7 +111,7 @@ def targets_of(program: Program, pairs: Mapping[fx.Node, Counterpart]) -> tuple[
         if not reads_other or node.target not in (*LAYERS, *NORMS):
             continue
         if pair is None:
-            without[node.name] = "original has no such node, or what reads it there has changed since"
+            without[node.name] = "original has no such node with the same readers and the same rows"
         elif linear_map(program.module, node) is None:
             without[node.name] = "it has no weights of its own that can be fitted"
         else:

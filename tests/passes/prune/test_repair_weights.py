@@ -278,6 +278,31 @@ def test_few_samples_in_one_item_are_not_learnt_by_heart(dynamic: str | None) ->
         assert relative_noise(exact, after) < 4 * relative_noise(exact, before)  # 200 without judges
 
 
+def test_a_layer_over_fewer_heads_beside_the_batch_is_left_alone() -> None:
+    """Its rows are other ones than the original's: heads are gone from [batch * heads, width]."""
+
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(6, 12), nn.Linear(4, 4), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(self.inner(self.first(x).reshape(x.shape[0] * 3, 4)).relu().reshape(-1, 12))
+            return result
+
+    torch.manual_seed(0)
+    program = capture(Folded().eval(), (torch.randn(4, 6),), dynamic="batch")
+    small = without(program, "first.weight", 0, 4)  # position 0 of every head, and a head
+    data = [torch.randn(16, 6) for _ in range(8)]
+    repaired = RepairWeights(program, data)(small)
+    assert weight(repaired, "inner.weight") is weight(small, "inner.weight") or torch.equal(
+        weight(repaired, "inner.weight"), weight(small, "inner.weight")
+    )
+    x = torch.randn(32, 6)
+    exact = [outputs(program, x)]
+    assert relative_noise(exact, [outputs(repaired, x)]) < relative_noise(exact, [outputs(small, x)])
+
+
 def test_nothing_removed_is_nothing_to_do(residual: Program) -> None:
     assert RepairWeights(residual, DATA)(residual) is residual
 
