@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Taylor:
         total, count = np.zeros(len(units)), 0
         for gradients in batch_gradients(units.program, self.data, self.loss, self.seed):
             changes = {name: units.tensors[name].float() * gradient for name, gradient in _of(units, gradients)}
-            parts = units.sums(lambda name, dim, changes=changes: _summed(changes, name, dim))  # type: ignore[misc]
+            parts = units.sums(partial(_summed, changes))
             total += np.square(np.nan_to_num(units.reduce(parts, self.reduction, weights="read")))
             count += 1
         return units.normalize(total / max(count, 1), self.normalize)
@@ -76,7 +77,7 @@ class HessianDiagonal:
             self.loss,
             self.seed,
         )
-        parts = units.sums(lambda name, dim: _summed(squared, name, dim))
+        parts = units.sums(partial(_summed, squared))
         return units.normalize(np.nan_to_num(units.reduce(parts, self.reduction, weights="read")), self.normalize)
 
 

@@ -49,8 +49,7 @@ class L2:
 
     def __call__(self, units: Units) -> Floats:
         """Return the score of each unit."""
-        check_choices(self.reduction, self.normalize, self.weights)
-        return units.normalize(squares(units, self.reduction, self.weights), self.normalize)
+        return _weighed(self, units, torch.square)
 
 
 @dataclass(frozen=True)
@@ -167,6 +166,12 @@ def unit_scores(
     units = units_of(found, groups)
     scores = ranked(units, named_score(score)(units), ranking)
     return {int(units.ids[place]): float(scores[place]) for members in units.members for place in members}
+
+
+def _weighed(score: L1 | L2, units: Units, of: Callable[[Tensor], Tensor]) -> Floats:
+    check_choices(score.reduction, score.normalize, score.weights)
+    parts = units.sums(lambda name, dim: over_others(of(units.tensors[name]), dim))
+    return units.normalize(units.reduce(parts, score.reduction, score.weights), score.normalize)
 
 
 def squares(units: Units, reduction: Reduction, weights: Weights) -> Floats:

@@ -22,9 +22,8 @@ Integers = NDArray[np.int64]
 Reduction = Literal["sum", "mean", "max"]
 Normalize = Literal["mean", "max", "none"]
 Weights = Literal["read", "all"]
-PositionValues = Callable[
-    [str, int], Tensor | None
-]  # of a tensor's name and a dimension: [positions], or no part of it
+# Of a tensor's name and a dimension: [positions], or None where it has no part in a score.
+PositionValues = Callable[[str, int], Tensor | None]
 
 
 @dataclass(frozen=True)
