@@ -73,6 +73,11 @@ def argument(node: fx.Node, name: str) -> Any:
     raise KeyError(f"{node.target} has no argument '{name}'")
 
 
+def argument_names(node: fx.Node) -> list[str]:
+    """List the schema names of the arguments of a call of an ATen op."""
+    return [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr]
+
+
 def fake_value(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Compute the fake tensor of an op call from those of its inputs."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxopt.graph.interpret import Values
 from fxopt.graph.patches import patches, stuffed
-from fxopt.graph.rewrite import Edit, argument, constant
+from fxopt.graph.rewrite import Edit, argument, argument_names, constant
 from fxopt.passes.cleanup.layers import (
     Layer,
     bias_name,
@@ -95,7 +95,7 @@ def write_map(edit: Edit, node: fx.Node, weight: Tensor, bias: Tensor) -> None:
 
 
 def _call(node: fx.Node, values: Values, weight: Tensor, bias: Tensor) -> Tensor:
-    given = {item.name: argument(node, item.name) for item in node.target._schema.arguments}  # type: ignore[union-attr]
+    given = {name: argument(node, name) for name in argument_names(node)}
     given = {**fx.map_arg(given, values.__getitem__), "weight": weight, "bias": bias}
     assert callable(node.target)
     result: Tensor = node.target(**given)

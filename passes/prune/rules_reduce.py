@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fxopt.graph.rewrite import argument_names
 from fxopt.passes.prune.rule import Call, ChannelRule, Labels, Value, without
 from fxopt.passes.prune.symbols import fixed
 
@@ -15,14 +16,14 @@ aten = torch.ops.aten
 def _gone(call: Call, dims: list[int]) -> Labels:
     """Return the labels of a result from which the reduced dimensions are gone, or in which they have size 1."""
     x = call.of(call.node.args[0])
-    names = [parameter.name for parameter in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    names = argument_names(call.node)
     if "keepdim" in names and call["keepdim"]:
         return tuple(fixed(1) if dim in dims else label for dim, label in enumerate(x))
     return without(x, dims)
 
 
 def _reduced_dims(call: Call) -> list[int]:
-    names = [parameter.name for parameter in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    names = argument_names(call.node)
     rank = len(call.of(call.node.args[0]))
     return call.dims(rank) if "dim" in names else list(range(rank))
 
