@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import DataError
+from fxopt.graph.taps import Tap
 
 aten = torch.ops.aten
 
@@ -67,6 +68,8 @@ class Program:
       dimensions, dropped state updates, nodes left alone and why).
     - `kept`: which positions of the captured model are left where channels were removed: node name -> dimension ->
       positions. What is not listed is whole.
+    - `taps`: which outputs are compared in training; see fxopt.graph.taps. A Program with taps is a student and its
+      teacher in one.
     """
 
     module: fx.GraphModule
@@ -80,6 +83,7 @@ class Program:
     notes: tuple[str, ...] = ()
     parameters_of_call: tuple[str, ...] = ()
     kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    taps: tuple[Tap, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
