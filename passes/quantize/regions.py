@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
+from fxopt.graph.cuts import activation, cuts, is_no_tensor
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.passes.quantize.placement import WEIGHTED
 from fxopt.passes.quantize.rules import QUANTIZE_RULES
-
-aten = torch.ops.aten
-# Functions of each element of their first argument: the error that counts is the one behind them.
-ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
-    {
-        aten.clamp.default,
-        aten.clamp_min.default,
-        aten.elu.default,
-        aten.gelu.default,
-        aten.hardsigmoid.default,
-        aten.hardswish.default,
-        aten.hardtanh.default,
-        aten.leaky_relu.default,
-        aten.mish.default,
-        aten.relu.default,
-        aten.relu6.default,
-        aten.sigmoid.default,
-        aten.silu.default,
-        aten.softplus.default,
-        aten.tanh.default,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +52,7 @@ def weight_of(layer: fx.Node) -> fx.Node:
 
 def layer_region(layer: fx.Node) -> Region:
     """Make a layer a region, with the activation function that alone reads it."""
-    nodes = (layer, *_activation(layer))
+    nodes = (layer, *activation(layer))
     return Region(nodes, (layer,), nodes[-1:])
 
 
@@ -85,14 +62,9 @@ def layer_regions(program: Program) -> list[Region]:
 
 
 def block_regions(program: Program) -> list[Region]:
-    """Cut a graph wherever all that was computed so far passes through one value; what lies between is a region.
-
-    The cuts of a residual network are the results of its additions, those of a plain chain all its values. Only values
-    behind an op with weights count, not masks and the like that are made of the inputs alone. There is no cut between
-    a layer and its activation function.
-    """
+    """Cut a graph wherever all that was computed so far passes through one value; what lies between is a region."""
     regions, start, order = [], 0, list(program.graph.nodes)
-    for end in _cuts(order):
+    for end, _ in cuts(order):
         nodes = tuple(node for node in order[start:end] if node.op in ("get_attr", "call_function"))
         if layers := tuple(filter(has_grid, nodes)):
             block, alone = Region(nodes, layers, _read_outside(nodes)), layer_region(layers[0])
@@ -101,51 +73,13 @@ def block_regions(program: Program) -> list[Region]:
     return regions
 
 
-def _activation(layer: fx.Node) -> tuple[fx.Node, ...]:
-    """Return the activation function that alone reads a value, and the quantization between the two, or nothing."""
-    path: list[fx.Node] = []
-    value = layer
-    while len(value.users) == 1:
-        value = next(iter(value.users))
-        path.append(value)
-        if value.target in ACTIVATIONS:
-            return tuple(path)
-        if value.target is not fake_quantize:
-            break
-    return ()
-
-
-def _cuts(order: Sequence[fx.Node]) -> Iterator[int]:
-    """Yield the positions after which at most one value behind weights is still to be read."""
-    position = {node: index for index, node in enumerate(order)}
-    behind: set[fx.Node] = set()
-    last_read: dict[fx.Node, int] = {}
-    for index, node in enumerate(order):
-        if _has_weight(node) or behind.intersection(node.all_input_nodes):
-            behind.add(node)
-            # An output that nothing else reads does not stand in the way of a cut.
-            last_read[node] = max((position[user] for user in node.users if user.op != "output"), default=index)
-        live = [value for value in behind if last_read[value] > index]
-        if len(live) <= 1 and not any(_activation(value) or _is_no_tensor(value) for value in live):
-            yield index + 1
-
-
-def _has_weight(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(parameter.name == "weight" for parameter in schema.arguments)
-
-
 def _is_rounded(node: fx.Node) -> bool:
     return node.target is fake_quantize and not is_constant(node.args[0])
-
-
-def _is_no_tensor(value: fx.Node) -> bool:
-    return not isinstance(value.meta["val"], Tensor) or not value.meta["val"].is_floating_point()
 
 
 def _read_outside(nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
     """Return the float tensors that nodes hand on, in graph order; constants are none of them."""
     inside = set(nodes)
-    calls = (node for node in nodes if node.op == "call_function" and not _is_no_tensor(node))
+    calls = (node for node in nodes if node.op == "call_function" and not is_no_tensor(node))
     calls = (node for node in calls if node.target is not fake_quantize or _is_rounded(node))
     return tuple(node for node in calls if any(user not in inside for user in node.users))

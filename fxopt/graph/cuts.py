@@ -1,0 +1,107 @@
+"""Cuts: values through which everything passes that was computed so far, such as the ends of residual blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxopt.graph.ops import fake_quantize
+from fxopt.graph.program import Program
+
+aten = torch.ops.aten
+WEIGHTS = frozenset({"weight", "params", "w_ih"})  # as the schemas name them: of layers, recurrent layers and cells
+# Functions of each element of their first argument: the error that counts is the one behind them.
+ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.elu.default,
+        aten.gelu.default,
+        aten.hardsigmoid.default,
+        aten.hardswish.default,
+        aten.hardtanh.default,
+        aten.leaky_relu.default,
+        aten.mish.default,
+        aten.relu.default,
+        aten.relu6.default,
+        aten.sigmoid.default,
+        aten.silu.default,
+        aten.softplus.default,
+        aten.tanh.default,
+    }
+)
+
+
+def stages(program: Program) -> tuple[fx.Node, ...]:
+    """Return the values between the parts of a network: after each, nothing computed before it is read any more.
+
+    One a part that has layers of its own, the last such value of the part. In a residual network these are the ends of
+    its blocks, in a chain those of its layers.
+    """
+    order = list(program.graph.nodes)
+    found: dict[int, fx.Node] = {}
+    before, layers = 0, 0
+    for end, value in cuts(order):
+        layers += sum(map(_is_layer, order[before:end]))
+        before = end
+        if value is not None and layers:
+            found[layers] = value
+    return tuple(found.values())
+
+
+def cuts(order: Sequence[fx.Node]) -> Iterator[tuple[int, fx.Node | None]]:
+    """Yield the positions after which at most one value behind weights is still to be read, and that value.
+
+    The cuts of a residual network are the results of its additions, those of a plain chain all its values. Only values
+    behind an op with weights count, not masks and the like that are made of the inputs alone. There is no cut between
+    a layer and its activation function.
+    """
+    position = {node: index for index, node in enumerate(order)}
+    behind: set[fx.Node] = set()
+    last_read: dict[fx.Node, int] = {}
+    for index, node in enumerate(order):
+        if has_weight(node) or behind.intersection(node.all_input_nodes):
+            behind.add(node)
+            # An output that nothing else reads does not stand in the way of a cut.
+            last_read[node] = max((position[user] for user in node.users if user.op != "output"), default=index)
+        live = [value for value in behind if last_read[value] > index]
+        if len(live) <= 1 and not any(activation(value) or is_no_tensor(value) for value in live):
+            yield index + 1, (live[0] if live else None)
+
+
+def activation(layer: fx.Node) -> tuple[fx.Node, ...]:
+    """Return the activation function that alone reads a value, and the quantization between the two, or nothing."""
+    path: list[fx.Node] = []
+    value = layer
+    while len(value.users) == 1:
+        value = next(iter(value.users))
+        path.append(value)
+        if value.target in ACTIVATIONS:
+            return tuple(path)
+        if value.target is not fake_quantize:
+            break
+    return ()
+
+
+def has_weight(node: fx.Node) -> bool:
+    """Say whether a node is a call of an op with weights."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(parameter.name in WEIGHTS for parameter in schema.arguments)
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """Say whether a node is a call of an op with weights that are no mere scale of each channel."""
+    return has_weight(node) and any(source.op == "get_attr" and _ndim(source) > 1 for source in node.all_input_nodes)
+
+
+def _ndim(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.ndim if isinstance(value, Tensor) else 0
+
+
+def is_no_tensor(value: fx.Node) -> bool:
+    """Say whether a value is anything but a floating-point tensor."""
+    return not isinstance(value.meta["val"], Tensor) or not value.meta["val"].is_floating_point()
