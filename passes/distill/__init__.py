@@ -1,0 +1,1 @@
+"""Distillation: a student Program learns to give what its teacher gives."""
