@@ -11,6 +11,9 @@ from fxopt.graph.serialize import load
 from fxopt.prune_to_latency import prune_to_latency
 from fxopt.report import Report
 from fxopt.target import TARGETS, Target
+from fxopt.train import train
+from fxopt.training import schedules
+from fxopt.training.options import Training
 from fxopt.version import __version__
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "Result",
     "Target",
     "TensorSpec",
+    "Training",
     "__version__",
     "capture",
     "compile",
@@ -34,4 +38,6 @@ __all__ = [
     "load",
     "passes",
     "prune_to_latency",
+    "schedules",
+    "train",
 ]

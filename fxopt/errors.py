@@ -27,6 +27,10 @@ class DataError(FxoptError):
     """Calibration, training or example data cannot be used."""
 
 
+class TrainingError(FxoptError):
+    """A training cannot start, go on, or be resumed."""
+
+
 class TargetError(FxoptError):
     """The target or opset does not exist, or cannot express what is asked."""
 

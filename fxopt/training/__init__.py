@@ -1,0 +1,1 @@
+"""The parts of fxopt.train: options, learning rates, data, the loop, checkpoints, logs and processes."""
