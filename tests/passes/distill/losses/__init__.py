@@ -1,1 +1,1 @@
-"""Tests of passes/prune."""
+"""Tests of passes/distill/losses."""

@@ -1,0 +1,62 @@
+"""Relations: the distances and angles among the samples of a batch (RKD)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fxopt.passes.distill.losses.directions import over
+from fxopt.passes.distill.losses.entries import check_parts, check_positive, embeddings, mean_of
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Compare distances of pairs and angles of triplets of samples, by the smooth L1 loss (Huber's, with delta 1).
+
+    - `distance`: weight of the mean over pairs; the distances of a batch are divided by their own mean.
+    - `angle`: weight of the mean over triplets (i, j, k), of the cosine of the angle at j.
+    - `weight`: times both.
+
+    Embeddings [batch, ...], flattened; their widths may differ, their batch may not. Positions that are not valid are
+    left out of them. A pair is two samples, a triplet three: fewer samples give 0. It holds batch^2 width and batch^3
+    numbers. Park et al. 2019, "Relational Knowledge Distillation", equations 5 to 10, with means for sums. Raises
+    PassError for options out of their range, and for two batches.
+    """
+
+    distance: float = 25.0
+    angle: float = 50.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_parts(self, distance=self.distance, angle=self.angle)
+        check_positive(self, weight=self.weight)
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Return the weighted sum of the two means, a tensor of no dimensions; labels are not read."""
+        found, expected = embeddings(self, student, teacher, valid)
+        pairs = ~torch.eye(len(found), dtype=torch.bool, device=found.device)
+        loss = torch.zeros_like(found).sum()
+        with torch.autocast(student.device.type, enabled=False):
+            if self.distance:
+                left, right = _distances(found, pairs), _distances(expected, pairs)
+                loss = loss + self.distance * mean_of(functional.smooth_l1_loss(left, right, reduction="none"))
+            if self.angle:
+                triplets = pairs[:, :, None] & pairs[:, None, :] & pairs[None, :, :]
+                left, right = _angles(found)[triplets], _angles(expected)[triplets]
+                loss = loss + self.angle * mean_of(functional.smooth_l1_loss(left, right, reduction="none"))
+        return self.weight * loss
+
+
+def _distances(samples: Tensor, pairs: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(samples[:, None] - samples, dim=-1)[pairs]
+    return over(lengths, mean_of(lengths))
+
+
+def _angles(samples: Tensor) -> Tensor:
+    """Return the cosines [j, i, k] of the angles at j between the ways to i and to k; 0 where two samples are equal."""
+    ways = samples - samples[:, None]
+    unit = over(ways, torch.linalg.vector_norm(ways, dim=-1, keepdim=True))
+    return unit @ unit.mT
