@@ -1,5 +1,6 @@
 """Distillation: a student Program learns to give what its teacher gives."""
 
+from fxopt.passes.distill.identified import with_ids
 from fxopt.passes.distill.losses import (
     AttentionTransfer,
     BinaryCrossEntropy,
@@ -14,6 +15,7 @@ from fxopt.passes.distill.losses import (
     PairwiseSimilarity,
     Relations,
 )
+from fxopt.passes.distill.stored_outputs import StoredOutputs, store_outputs
 
 __all__ = [
     "AttentionTransfer",
@@ -28,4 +30,7 @@ __all__ = [
     "MeanSquaredError",
     "PairwiseSimilarity",
     "Relations",
+    "StoredOutputs",
+    "store_outputs",
+    "with_ids",
 ]
