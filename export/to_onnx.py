@@ -47,6 +47,8 @@ def to_onnx(
 
     Raises ExportError, TargetError, or UnsupportedOpError for an op that neither fxopt nor torch.onnx can express.
     """
+    if program.taps:
+        raise ExportError("The Program has a teacher attached; export the student: DetachTeacher()(program).")
     found = find_target(target)
     program = lower(program.eval(), found)
     version = _choose_opset(program, found, opset)

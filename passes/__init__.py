@@ -12,6 +12,9 @@ from fxopt.passes.cleanup import (
     MergeLinear,
     RecognizeLinear,
 )
+from fxopt.passes.distill.attach_teacher import AttachTeacher
+from fxopt.passes.distill.detach_teacher import DetachTeacher
+from fxopt.passes.distill.pairing import stages
 from fxopt.passes.prune import (
     L1,
     L2,
@@ -66,12 +69,14 @@ __all__ = [
     "L2",
     "ActivationTimesWeight",
     "AdaRound",
+    "AttachTeacher",
     "BatchNormScale",
     "Blocks",
     "Calibrate",
     "Convert",
     "CorrectBias",
     "CorrectBiasByMoments",
+    "DetachTeacher",
     "DropInferenceNoOps",
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
@@ -111,5 +116,6 @@ __all__ = [
     "WeightStatistics",
     "channel_groups",
     "group_lasso",
+    "stages",
     "weight_statistics",
 ]

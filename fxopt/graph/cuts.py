@@ -35,7 +35,7 @@ ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
-def stages(program: Program) -> tuple[fx.Node, ...]:
+def stage_values(program: Program) -> tuple[fx.Node, ...]:
     """Return the values between the parts of a network: after each, nothing computed before it is read any more.
 
     One a part that has layers of its own, the last such value of the part. In a residual network these are the ends of
@@ -90,6 +90,11 @@ def has_weight(node: fx.Node) -> bool:
     """Say whether a node is a call of an op with weights."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(parameter.name in WEIGHTS for parameter in schema.arguments)
+
+
+def count_layers(program: Program) -> int:
+    """Count the calls of ops with weights that are no mere scale of each channel."""
+    return sum(map(_is_layer, program.graph.nodes))
 
 
 def _is_layer(node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ from torch.export import graph_signature as gs
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import ModelError
-from fxopt.graph import blocks, dynamic_lstm, ops, quantized
+from fxopt.graph import blocks, dynamic_lstm, learned, ops, quantized
 from fxopt.graph.lift import program_from_exported
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.rewrite import get_attribute, same_kind, set_attribute
@@ -32,7 +32,7 @@ from fxopt.graph.verify import verify
 
 EXTRA_FILE = "fxopt.json"
 FORMAT = 1
-OWN_OPS = (blocks, dynamic_lstm, ops, quantized)  # torch.export.load needs the ops that these modules register
+OWN_OPS = (blocks, dynamic_lstm, learned, ops, quantized)  # torch.export.load needs the ops that these modules register
 # Packages that may be imported to find the class of a saved output structure (transformers' ModelOutputs).
 IMPORTABLE = ("transformers",)
 
@@ -40,11 +40,14 @@ IMPORTABLE = ("transformers",)
 def save(program: Program, path: str | Path) -> None:
     """Write a Program to a `.pt2` file; the file appears complete or not at all.
 
-    Raises ModelError if the path cannot be written or a constant of the call cannot be spelled in JSON.
+    Raises ModelError if the path cannot be written, a constant of the call cannot be spelled in JSON, or a teacher is
+    attached.
     """
     path = Path(path)
     if path.suffix != ".pt2":
         raise ModelError(f"A Program is saved as a .pt2 file, got '{path}'.")
+    if program.taps:
+        raise ModelError("The Program has a teacher attached; save the student: DetachTeacher()(program).")
     text = json.dumps(_describe(program))
     exported = to_exported(program)
     try:

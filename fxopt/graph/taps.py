@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class Loss(Protocol):
         """
 
 
+@runtime_checkable
 class StoredValues(Protocol):
     """A teacher's outputs that were computed before, by the ids of samples."""
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import VerifyError, where
 from fxopt.graph.blocks import dequantize_blocks
+from fxopt.graph.learned import learned_fake_quantize
 from fxopt.graph.lift import symbolic
 from fxopt.graph.ops import dequantize, fake_quantize, quantize
 from fxopt.graph.printer import excerpt
@@ -33,6 +34,7 @@ class Violation:
     node: fx.Node | None = None
 
 
+QUANTIZING = (quantize, dequantize, fake_quantize, learned_fake_quantize)
 Predicate = Callable[[Program], Violation | None]
 
 
@@ -180,7 +182,7 @@ def _names_unique(program: Program) -> Violation | None:
 
 def _quantization(program: Program) -> Violation | None:
     for node in program.graph.nodes:
-        if node.op == "call_function" and node.target in (quantize, dequantize, fake_quantize):
+        if node.op == "call_function" and node.target in QUANTIZING:
             for reason in _quantization_problems(program, node):
                 return Violation(reason, node)
     return None
@@ -283,6 +285,14 @@ def _is_data_dependent(value: Any) -> bool:
     return re.search(r"\b(u|zuf)\d+\b", text) is not None
 
 
+def _taps(program: Program) -> Violation | None:
+    for tap in program.taps:
+        for position in (tap.student, tap.teacher):
+            if isinstance(position, int) and not 0 <= position < len(program.outputs):
+                return Violation(f"tap '{tap.name}' reads output {position} of {len(program.outputs)}")
+    return None
+
+
 INVARIANTS: tuple[tuple[str, Predicate], ...] = (
     ("the graph passes fx's own lint and has one output node", _lint),
     ("nodes are placeholder, get_attr, call_function or output", _opcodes),
@@ -297,6 +307,7 @@ INVARIANTS: tuple[tuple[str, Predicate], ...] = (
     ("weights in blocks have fitting scales and zero points, and values of their bits", _blocks),
     ("history and notes are tuples of str", _history),
     ("the call structure has the leaves that the specs describe", _call_structure),
+    ("taps read outputs", _taps),
 )
 EXPENSIVE_INVARIANTS: tuple[tuple[str, Predicate], ...] = (
     ("the stored fake tensors are those the ops compute", _values_agree),
