@@ -7,6 +7,8 @@ from pathlib import Path
 from fxopt.data import Data
 from fxopt.graph.program import Program
 from fxopt.training.options import Evaluate, Training
+from fxopt.training.random_states import own_random_states
+from fxopt.training.run import Run
 
 DEFAULT = Training()
 
@@ -38,4 +40,5 @@ def train(
     Raises TrainingError for a loss that is no number (saying where), for a folder that has another training, and for
     what cannot be trained; DataError for data that is empty, can be read only once, or does not fit.
     """
-    raise NotImplementedError
+    with own_random_states():
+        return Run(program, data, training, evaluate, None if folder is None else Path(folder)).run()

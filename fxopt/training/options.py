@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from fxopt.training.schedules import Cosine, Schedule
 
 Penalty = Callable[[Program], Tensor]
 Evaluate = Callable[[Program], float]
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class TaskLoss(Protocol):
@@ -94,3 +96,13 @@ class Training:
             raise TrainingError(f"changes are made at shares of the steps, from 0, below 1; got {late}.")
         if callable(self.penalties):
             raise TrainingError("penalties is one function: give a list of them.")
+
+    def spelled(self) -> dict[str, str]:
+        """Return the options as text, by name: the same in every process."""
+        return {each.name: ADDRESS.sub("", repr(getattr(self, each.name))) for each in fields(self)}
+
+    @property
+    def entry(self) -> str:
+        """What the history of a Program says of a training: the options that are not the default."""
+        usual = Training().spelled()
+        return f"train({', '.join(f'{name}={text}' for name, text in self.spelled().items() if text != usual[name])})"
