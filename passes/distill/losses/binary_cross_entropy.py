@@ -42,7 +42,7 @@ class BinaryCrossEntropy:
 
     def _check(self, **values: Tensor) -> None:
         for name, value in values.items():
-            least, most = (float(end) for end in torch.aminmax(value)) if value.numel() else (0, 0)
+            least, most = (float(end) for end in torch.aminmax(value.detach())) if value.numel() else (0, 0)
             if least < 0 or most > 1:
                 raise PassError(
                     f"BinaryCrossEntropy(logits=False): the {name}'s values go from {least:.4g} to {most:.4g}, no "
