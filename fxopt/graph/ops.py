@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dequantize", "dynamic_quantize", "fake_quantize", "observe", "quantize"]
+__all__ = ["along", "dequantize", "dynamic_quantize", "fake_quantize", "fake_quantized", "observe", "quantize"]
 
 
-def _along(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
+def along(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
     """Shape a per-channel parameter so that it broadcasts along `axis` of a tensor with `ndim` dimensions."""
     if axis is None:
         return parameter
@@ -23,7 +23,7 @@ def _along(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
 
 def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     # In place where nobody else has the tensor: activations are large.
-    return (x / _along(scale, axis, x.ndim)).round_().add_(_along(zero_point, axis, x.ndim).to(x.dtype))
+    return (x / along(scale, axis, x.ndim)).round_().add_(along(zero_point, axis, x.ndim).to(x.dtype))
 
 
 @torch.library.custom_op(
@@ -51,8 +51,8 @@ def _(
 def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     # float32 holds differences of 8-bit values exactly, not those of int32; in place, for weights can be large.
     wide = scale.dtype if q.dtype in (torch.uint8, torch.int8) and scale.dtype is torch.float32 else torch.int32
-    difference = q.to(wide, copy=True).sub_(_along(zero_point, axis, q.ndim).to(wide))
-    return difference.to(scale.dtype).mul_(_along(scale, axis, q.ndim))
+    difference = q.to(wide, copy=True).sub_(along(zero_point, axis, q.ndim).to(wide))
+    return difference.to(scale.dtype).mul_(along(scale, axis, q.ndim))
 
 
 @_dequantize.register_fake
@@ -79,6 +79,14 @@ def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x, dtype=torch.uint8), x.new_empty(()), x.new_empty((), dtype=torch.uint8)
 
 
+def fake_quantized(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int
+) -> Tensor:
+    """Quantize and dequantize."""
+    steps = _steps(x, scale, zero_point, axis).clamp_(quant_min, quant_max)
+    return steps.sub_(along(zero_point, axis, x.ndim).to(x.dtype)).mul_(along(scale, axis, x.ndim))
+
+
 @torch.library.custom_op(
     "fxopt::fake_quantize",
     mutates_args=(),
@@ -87,8 +95,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int
 ) -> Tensor:
-    steps = _steps(x, scale, zero_point, axis).clamp_(quant_min, quant_max)
-    return steps.sub_(_along(zero_point, axis, x.ndim).to(x.dtype)).mul_(_along(scale, axis, x.ndim))
+    return fake_quantized(x, scale, zero_point, axis, quant_min, quant_max)
 
 
 @_fake_quantize.register_fake
