@@ -82,7 +82,7 @@ def test_logits_are_the_first_tensor(wrap: Any) -> None:
 def test_logits_of_a_model_output() -> None:
     logits, labels = torch.randn(2, 5, 3), torch.randint(0, 3, (2, 5))
     expected = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    result = TokenClassifierOutput(logits=logits, hidden_states=(torch.randn(2, 5, 8),))  # type: ignore[arg-type]
+    result = TokenClassifierOutput(logits=logits, hidden_states=(torch.randn(2, 5, 8),))
     torch.testing.assert_close(CrossEntropy()(result, labels, None), expected)
 
 
