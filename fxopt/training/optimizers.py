@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class AdamW:
     def __call__(self, parameters: NamedParameters) -> Optimizer:
         """Return the optimizer of these parameters."""
         named = list(parameters)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [pair for pair in named if pair[1].ndim >= 2]},
             {"params": [pair for pair in named if pair[1].ndim < 2], "weight_decay": 0.0},
         ]

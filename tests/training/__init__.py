@@ -1,0 +1,1 @@
+"""Tests of fxopt.train and its parts."""
