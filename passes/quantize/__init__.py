@@ -6,8 +6,10 @@ from fxopt.passes.quantize.convert import Convert
 from fxopt.passes.quantize.correct_bias import CorrectBias
 from fxopt.passes.quantize.correct_bias_by_moments import CorrectBiasByMoments
 from fxopt.passes.quantize.equalize_layers import EqualizeLayers
+from fxopt.passes.quantize.fix_scales import FixScales
 from fxopt.passes.quantize.gptq import Gptq
 from fxopt.passes.quantize.insert import InsertObservers
+from fxopt.passes.quantize.learn_scales import LearnScales
 from fxopt.passes.quantize.placement import Placement, place
 from fxopt.passes.quantize.quantize import Quantize
 from fxopt.passes.quantize.quantize_data_free import QuantizeDataFree
@@ -27,8 +29,10 @@ __all__ = [
     "CorrectBias",
     "CorrectBiasByMoments",
     "EqualizeLayers",
+    "FixScales",
     "Gptq",
     "InsertObservers",
+    "LearnScales",
     "Placement",
     "Quantize",
     "QuantizeDataFree",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument, constant
 from fxopt.passes.quantize.choose_ranges import FirstItems, choose_ranges
+from fxopt.passes.quantize.clips import absorbing_levels
 from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.observe_data import observe_data
 from fxopt.passes.quantize.observers import HistogramObserver, Observer, check_observer, make_observer
@@ -136,7 +136,7 @@ def _quantize_values(edit: Edit, ranges: Mapping[str, Range], scheme: Scheme) ->
     start = next(node for node in edit.graph.nodes if node.op != "placeholder")
     parameters: dict[str, tuple[fx.Node, fx.Node, int, int]] = {}
     for group, (low, high) in ranges.items():
-        scale, zero_point, levels = _absorbing_levels(scheme.levels(low), low, high, bounds[group])
+        scale, zero_point, levels = absorbing_levels(scheme.levels(low), low, high, bounds[group])
         zero = torch.tensor(zero_point, dtype=_zero_point_dtype(levels))
         parameters[group] = (
             edit.add_constant(f"{group}_scale", torch.tensor(scale, dtype=torch.float32), before=start),
@@ -162,48 +162,13 @@ def _zero_point_dtype(levels: Levels) -> torch.dtype:
     return torch.int8 if levels.quant_min < 0 else torch.uint8
 
 
-def clip_is_redundant(scale: float, zero_point: int, bounds: Bounds, quant_min: int, quant_max: int) -> bool:
-    """Say whether saturation to the integer range does all that clipping to `bounds` before would do."""
-    low, high = (end / scale if math.isfinite(end) else end for end in bounds)
-    below = low == -math.inf or round(low) + zero_point <= quant_min
-    return below and (high == math.inf or round(high) + zero_point >= quant_max)
-
-
-def _absorbing_levels(levels: Levels, low: float, high: float, bounds: list[Bounds]) -> tuple[float, int, Levels]:
-    """Return scale, zero point and levels of a range, such that clipping to any of the bounds before is redundant.
-
-    An affine scale shrinks by rounding errors. Other scales are not free: there the levels end where the clip does,
-    which is exact, since rounding keeps the order of values.
-    """
-    scale, zero_point = levels.parameters(low, high)
-    if not (levels.symmetric or levels.power_of_two):
-        return _absorbing_scale(scale, zero_point, levels, bounds), zero_point, levels
-    if len(set(bounds)) == 1 and bounds[0][0] <= 0 <= bounds[0][1]:
-        step = torch.tensor(scale, dtype=torch.float32)
-        ends = (torch.round(torch.tensor(bounds[0]) / step) + zero_point).clamp(levels.quant_min, levels.quant_max)
-        levels = replace(levels, quant_min=int(ends[0]), quant_max=int(ends[1]))
-    return scale, zero_point, levels
-
-
-def _absorbing_scale(scale: float, zero_point: int, levels: Levels, bounds: Iterable[Bounds]) -> float:
-    """Shrink a scale by rounding errors, until clipping to any of the bounds is redundant."""
-    for limits in bounds:
-        for shrink in range(24):
-            factor = 1 - 2.0 ** (shrink - 30) if shrink else 1.0
-            candidate = float(torch.tensor(scale * factor, dtype=torch.float32))
-            if clip_is_redundant(candidate, zero_point, limits, levels.quant_min, levels.quant_max):
-                scale = candidate
-                break
-    return scale
-
-
 def _quantize_weights(edit: Edit, scheme: Scheme, weight_max: int) -> None:
     for node in list(edit.calls(observe)):
         source = node.args[0]
         weight = edit.constant(source)
         if weight is None or not isinstance(source, fx.Node):
             continue
-        scale = symmetric_scales(weight.detach(), weight_max, _smallest_scales(edit, node, weight.shape[0]), scheme)
+        scale = symmetric_scales(weight.detach(), weight_max, smallest_scales(edit, node, weight.shape[0]), scheme)
         scale_node = edit.add_constant(f"{source.target}_scale", scale, before=node)
         zeros = torch.zeros(scale.shape, dtype=torch.int8 if scheme.weight_bits <= 8 else torch.int32)
         zero_node = edit.add_constant(f"{source.target}_zero_point", zeros, before=node)
@@ -215,10 +180,13 @@ def _quantize_weights(edit: Edit, scheme: Scheme, weight_max: int) -> None:
         edit.replace(node, fake)
 
 
-def _smallest_scales(edit: Edit, observed: fx.Node, channels: int) -> Tensor:
-    """Return the weight scales below which the int32 bias of a convolution with this weight would overflow."""
+def smallest_scales(edit: Edit, quantized: fx.Node, channels: int) -> Tensor:
+    """Return the weight scales below which the int32 bias of a layer with this weight would overflow.
+
+    `quantized`: the node that observes or quantizes the weight; the activations have their scales already.
+    """
     smallest = torch.zeros(channels, dtype=torch.float64)
-    for user in observed.users:
+    for user in quantized.users:
         rule = QUANTIZE_RULES.get(user.target)
         source = user.args[0]
         if rule is None or rule.role not in (Role.CONVOLUTION, Role.LINEAR) or not isinstance(source, fx.Node):

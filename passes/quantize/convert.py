@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import PassError, where
+from fxopt.graph.learned import learned_fake_quantize
 from fxopt.graph.memory import Trimmer
 from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import INTEGER_KINDS, WEIGHTED_KINDS, is_constant, is_dequantized, is_dequantized_weight
 from fxopt.graph.rewrite import Edit, argument
-from fxopt.passes.quantize.calibrate import clip_is_redundant
+from fxopt.passes.quantize.clips import clip_is_redundant
 from fxopt.passes.quantize.expand import expand_activations
 from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.placement import ABSORBS_CLIP
@@ -44,12 +45,15 @@ class Convert:
     def __call__(self, program: Program) -> Program:
         """Return the converted Program.
 
-        Raises PassError if an observer is left, for more than 8 bits, and for weights too wide for the target.
+        Raises PassError if an observer or a learned scale is left, for more than 8 bits, and for weights too wide for
+        the target.
         """
         target = find_target(self.target)
         edit = Edit(program, by=self)
         for node in edit.calls(observe):
             raise PassError(f"{where(node)} is an observer without a range: run Calibrate before Convert.")
+        for node in edit.calls(learned_fake_quantize):
+            raise PassError(f"{where(node)} has a learned scale: run FixScales before Convert.")
         for node in edit.calls(fake_quantize):
             if argument(node, "quant_max") - argument(node, "quant_min") > 255:
                 raise PassError(

@@ -19,7 +19,8 @@ from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.rewrite import constant
 from fxopt.graph.verify import verify
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, InsertObservers, Quantize, Scheme
-from fxopt.passes.quantize.calibrate import BIAS_MAX, clip_is_redundant
+from fxopt.passes.quantize.calibrate import BIAS_MAX
+from fxopt.passes.quantize.clips import clip_is_redundant
 from fxopt.passes.quantize.observers import Observer
 from fxopt.target import TARGETS
 from tests.conftest import Golden
