@@ -1,0 +1,106 @@
+"""The chains of images: a residual network on Fashion-MNIST, and a short one on the demo's digits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.chains.chain import Chain, Shuffled
+from benchmarks.real_models.fashion import fashion_data
+from benchmarks.real_models.fashion_models import CLASSES
+from fxopt import Pipeline, Program, Training, capture, passes, schedules, train
+from fxopt.training.optimizers import AdamW
+from fxopt.demo.model import Block, conv_batch_norm
+from fxopt.demo import demo_data
+
+SHARE = 0.25  # of the multiply-accumulates of the teacher
+BATCH = 128
+
+
+class ResidualNetwork(nn.Module):
+    """Logits of a residual network with `width` channels at first, and four times as many at last."""
+
+    def __init__(self, width: int, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv_batch_norm(1, width, 3, stride=2), nn.ReLU())
+        self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images [n, 1, h, w] to logits [n, classes]."""
+        logits: Tensor = self.head(self.pool(self.blocks(self.stem(image))).flatten(1))
+        return logits
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Mirror half of the images [n, 1, h, w]."""
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images, images.flip(-1))
+
+
+def momentum(rate: float) -> Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]:
+    """Return what makes SGD with momentum."""
+    return functools.partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def accuracy(model: Callable[..., Any], images: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose class is found."""
+    with torch.no_grad():
+        found = torch.cat([model(batch).argmax(1) for batch in images.split(100)])
+    return (found == labels).double().mean().item()
+
+
+def fashion(epochs: float = 2.0) -> Chain:
+    """Return the chain on Fashion-MNIST; `epochs` is how long the teacher, and then the student, is trained."""
+    return _chain(
+        "Fashion-MNIST", fashion_data("train"), fashion_data("t10k"), width=64, epochs=epochs, augment=mirrored
+    )
+
+
+def digits() -> Chain:
+    """Return a chain of seconds on the demo's digits, resized to 32x32 pixels."""
+    return _chain("the demo's digits", demo_data("train"), demo_data("test"), width=16, epochs=8, augment=lambda x: x)
+
+
+def _chain(
+    data: str,
+    train_data: tuple[Tensor, Tensor],
+    test_data: tuple[Tensor, Tensor],
+    width: int,
+    epochs: float,
+    augment: Callable[[Tensor], Tensor],
+) -> Chain:
+    items = Shuffled(*train_data, BATCH, augment)
+    calibration = list(train_data[0][:512].split(32))
+    hard, soft = passes.CrossEntropy(label_smoothing=0.05), passes.CrossEntropy(weight=0.1)
+    tune = Training(epochs=epochs, task=soft, optimizer=momentum(0.05), schedule=schedules.OneCycle(warm_up=0.2))
+
+    def teacher(seed: int) -> Program:
+        torch.manual_seed(seed)
+        program = capture(ResidualNetwork(width).eval(), items.samples[:8], dynamic="batch")
+        options = Training(epochs=epochs, task=hard, optimizer=momentum(0.1), schedule=tune.schedule, seed=seed)
+        return train(program, items, options)
+
+    def shrink(program: Program) -> Program:
+        removal = passes.RemoveChannels(macs=SHARE, score=passes.Taylor(calibration))
+        return Pipeline((removal, passes.ReestimateBatchNorm(calibration)))(program)
+
+    return Chain(
+        name=f"residual network of width {width}",
+        data=f"{len(test_data[0]):,} test images of {data}, trained on {len(train_data[0]):,}",
+        metric="accuracy",
+        teacher=teacher,
+        shrink=shrink,
+        items=items,
+        calibration=calibration,
+        evaluate=functools.partial(accuracy, images=test_data[0], labels=test_data[1]),
+        losses=passes.KLDivergence(temperature=2.0, weight=0.9),
+        tune=tune,
+        alone=Training(epochs=epochs, task=hard, optimizer=tune.optimizer, schedule=tune.schedule),
+        quantized=Training(epochs=epochs / 2, task=soft, optimizer=AdamW(rate=1e-3), schedule=schedules.Cosine()),
+        inputs=(test_data[0][:16],),
+    )
