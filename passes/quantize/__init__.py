@@ -16,6 +16,7 @@ from fxopt.passes.quantize.quantize_data_free import QuantizeDataFree
 from fxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from fxopt.passes.quantize.quantize_embeddings import QuantizeEmbeddings
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
+from fxopt.passes.quantize.remove_fake_quantize import RemoveFakeQuantize
 from fxopt.passes.quantize.round_gptq import RoundGptq
 from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
 from fxopt.passes.quantize.smooth_quant import SmoothQuant
@@ -39,6 +40,7 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeEmbeddings",
     "QuantizeWeights",
+    "RemoveFakeQuantize",
     "RoundGptq",
     "Scheme",
     "SmoothQuant",
