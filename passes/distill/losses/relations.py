@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxopt.passes.distill.losses.directions import over
+from fxopt.passes.distill.losses.directions import directions, over
 from fxopt.passes.distill.losses.entries import check_parts, check_positive, embeddings, mean_of
 
 
@@ -37,26 +37,34 @@ class Relations:
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None, valid: Tensor | None) -> Tensor:
         """Return the weighted sum of the two means, a tensor of no dimensions; labels are not read."""
         found, expected = embeddings(self, student, teacher, valid)
-        pairs = ~torch.eye(len(found), dtype=torch.bool, device=found.device)
         loss = torch.zeros_like(found).sum()
         with torch.autocast(student.device.type, enabled=False):
             if self.distance:
-                left, right = _distances(found, pairs), _distances(expected, pairs)
-                loss = loss + self.distance * mean_of(functional.smooth_l1_loss(left, right, reduction="none"))
+                loss = loss + self.distance * mean_of(_errors(_distances(found), _distances(expected)))
             if self.angle:
-                triplets = pairs[:, :, None] & pairs[:, None, :] & pairs[None, :, :]
-                left, right = _angles(found)[triplets], _angles(expected)[triplets]
-                loss = loss + self.angle * mean_of(functional.smooth_l1_loss(left, right, reduction="none"))
+                loss = loss + self.angle * _mean_over_triplets(_errors(_angles(found), _angles(expected)))
         return self.weight * loss
 
 
-def _distances(samples: Tensor, pairs: Tensor) -> Tensor:
+def _errors(found: Tensor, expected: Tensor) -> Tensor:
+    return functional.smooth_l1_loss(found, expected, reduction="none")
+
+
+def _distances(samples: Tensor) -> Tensor:
+    """Return the distances of all pairs over their mean, [batch * (batch - 1)]."""
+    pairs = ~torch.eye(len(samples), dtype=torch.bool, device=samples.device)
     lengths = torch.linalg.vector_norm(samples[:, None] - samples, dim=-1)[pairs]
     return over(lengths, mean_of(lengths))
 
 
 def _angles(samples: Tensor) -> Tensor:
     """Return the cosines [j, i, k] of the angles at j between the ways to i and to k; 0 where two samples are equal."""
-    ways = samples - samples[:, None]
-    unit = over(ways, torch.linalg.vector_norm(ways, dim=-1, keepdim=True))
+    unit = directions(samples - samples[:, None])
     return unit @ unit.mT
+
+
+def _mean_over_triplets(errors: Tensor) -> Tensor:
+    """Return the mean of errors [j, i, k] where the three differ; they are 0 where i or k is j."""
+    count = len(errors)
+    same = torch.eye(count, dtype=torch.bool, device=errors.device)
+    return errors.masked_fill(same, 0).sum() / max(count * (count - 1) * (count - 2), 1)
