@@ -43,6 +43,10 @@ class Shares:
     tokens: float = 1.0
     labels: float = 1.0
 
+    def times(self, factor: float) -> Shares:
+        """Return all of them times a factor."""
+        return Shares(self.samples * factor, self.tokens * factor, self.labels * factor)
+
 
 def check_data(data: Data) -> None:
     """Raise DataError for what cannot be read again and again."""

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
-
 Row = dict[str, Any]
 
 
@@ -45,7 +43,7 @@ class LogFiles:
     @property
     def columns(self) -> list[str]:
         """The names of the columns of log.csv."""
-        return ["epoch", "step", "learning_rate", "loss", *self.losses, "metric", "seconds"]
+        return ["epoch", "step", "mean_over", "learning_rate", "loss", *self.losses, "metric", "seconds"]
 
     def start(self, step: int) -> None:
         """Begin the files with the rows that they have up to a step, that of the checkpoint; later ones come again."""
@@ -114,8 +112,3 @@ class ProgressBar:
         if metric is not None:
             self._metric = f", metric {metric:.4g}"
         self._bar.update(self._task, completed=step, description=f"epoch {epoch}: loss {loss:.4g}{self._metric}")
-
-
-def floats(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Return losses as numbers."""
-    return {name: float(value) for name, value in losses.items()}

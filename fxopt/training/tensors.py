@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fxopt.errors import TrainingError
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, constant, same_kind, set_attribute
 
@@ -48,8 +47,7 @@ def load_tensors(program: Program, tensors: Mapping[str, Tensor]) -> None:
         value.copy_(tensors[name])
 
 
-def check_finite(program: Program, when: str) -> None:
-    """Raise TrainingError if a trainable parameter holds NaN or infinity."""
-    for name, value in trainable(program).items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise TrainingError(f"'{name}' holds NaN or infinity {when}. Try a lower rate, or clip_gradients=1.0.")
+def first_not_finite(program: Program) -> str | None:
+    """Return the name of a trainable parameter that holds NaN or infinity, if there is one."""
+    values = trainable(program).items()
+    return next((name for name, value in values if value.is_floating_point() and not value.isfinite().all()), None)
