@@ -35,7 +35,7 @@ class StreamedFile:
         """Write the values [batch, ...] of samples with these ids [batch]."""
         self.shape = values.shape[1:]
         self.ids.append(ids)
-        self.file.write(values.contiguous().numpy().astype(DTYPES[self.dtype][1], copy=False).tobytes())
+        self.file.write(values.numpy().astype(DTYPES[self.dtype][1], copy=False).tobytes())
 
     def close(self, metadata: Mapping[str, str]) -> None:
         """Write the ids and the header."""

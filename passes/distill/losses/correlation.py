@@ -23,7 +23,7 @@ class Correlation:
 
     Logits [batch, ..., classes]; [batch, classes, ...] where labels of that shape show it. What is constant correlates
     with nothing: it counts as 1/2, or 0 where both are, and gets no gradient. Huang et al. 2022, "Knowledge
-    Distillation from A Stronger Teacher", equations 8 to 10. Raises PassError for options out of their range, and for
+    Distillation from A Stronger Teacher". Raises PassError for options out of their range, and for
     two shapes.
     """
 

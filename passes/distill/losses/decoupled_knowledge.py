@@ -27,7 +27,7 @@ class DecoupledKnowledge:
     - `temperature`: what logits are divided by, in both. `weight`: times the loss.
 
     Logits and labels are those of CrossEntropy; the mean is over the same entries. Zhao et al. 2022, "Decoupled
-    Knowledge Distillation" (DKD), equation 7. Raises PassError for options out of their range, two shapes, fewer than
+    Knowledge Distillation" (DKD). Raises PassError for options out of their range, two shapes, fewer than
     two classes, and labels as CrossEntropy does.
     """
 

@@ -54,8 +54,8 @@ class LogitsMeanSquaredError:
     """Compare logits as they are: the mean of (student - teacher)^2 over classes and what is valid.
 
     `weight`: times the mean. Values [batch, ...] of one shape. For logits of mean 0, KLDivergence tends to half of it
-    as its temperature grows, with weights of one number. Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?",
-    equation 1; Kim et al. 2021, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
+    as its temperature grows, with weights of one number. Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?";
+    Kim et al. 2021, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
     Distillation", which sums over the classes. Raises PassError for a weight that is not positive, and for two shapes.
     """
 

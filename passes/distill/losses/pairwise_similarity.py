@@ -17,7 +17,7 @@ class PairwiseSimilarity:
 
     `weight`: times the mean. Embeddings [batch, ...], flattened; their widths may differ, their batch may not.
     Positions that are not valid are left out of them. After Tung and Mori 2019, "Similarity-Preserving Knowledge
-    Distillation", equation 4, which brings rows of inner products to length 1, where here embeddings are. Raises
+    Distillation", which brings rows of inner products to length 1, where here embeddings are. Raises
     PassError for a weight that is not positive, and for two batches.
     """
 

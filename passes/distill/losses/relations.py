@@ -22,8 +22,8 @@ class Relations:
 
     Embeddings [batch, ...], flattened; their widths may differ, their batch may not. Positions that are not valid are
     left out of them. A pair is two samples, a triplet three: fewer samples give 0. It holds batch^2 width and batch^3
-    numbers. Park et al. 2019, "Relational Knowledge Distillation", equations 5 to 10, with means for sums. Raises
-    PassError for options out of their range, and for two batches.
+    numbers, and multiplies batch^3 width times. Park et al. 2019, "Relational Knowledge Distillation" (RKD), with means
+    for sums. Raises PassError for options out of their range, and for two batches.
     """
 
     distance: float = 25.0

@@ -119,8 +119,7 @@ def test_a_run_that_ends_early_leaves_the_old_file(teacher: Program, tmp_path: P
         store_outputs(teacher, data(), path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert torch.equal(StoredOutputs(path)(torch.tensor([0, 1])), before)
-    store_outputs(teacher, items(3), path)
-    assert len(StoredOutputs(path)) == 6
+    assert len(store_outputs(teacher, [(X[:6] + 1, torch.arange(6))], path)) == 6
     assert torch.equal(old(torch.tensor([0, 1])), before)  # the old file, which is still open
 
 
