@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Loss(Protocol):
-    """What compares a student's value with a teacher's: a number to minimise, its weight included."""
+    """What compares a student's value with a teacher's: a number to minimise, its weight included.
+
+    A loss with an attribute `any_width` that is true takes values whose widths differ.
+    """
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None, valid: Tensor | None) -> Tensor:
         """Return the loss, a tensor of no dimensions.

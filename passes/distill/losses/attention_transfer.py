@@ -6,6 +6,7 @@ map = mean_c feature_c^2, over positions,  L = weight mean (map_s / |map_s| - ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class AttentionTransfer:
     """
 
     weight: float = 1000.0
+    any_width: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive(self, weight=self.weight)

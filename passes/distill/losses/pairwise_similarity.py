@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class PairwiseSimilarity:
     """
 
     weight: float = 1.0
+    any_width: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive(self, weight=self.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Relations:
     distance: float = 25.0
     angle: float = 50.0
     weight: float = 1.0
+    any_width: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_parts(self, distance=self.distance, angle=self.angle)

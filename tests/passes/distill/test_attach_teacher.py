@@ -16,11 +16,12 @@ from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import get_attribute
-from fxopt.graph.taps import Tap, tap_losses
+from fxopt.graph.taps import Loss, Tap, tap_losses
 from fxopt.graph.verify import verify
 from fxopt.passes import RemoveChannels
 from fxopt.passes.distill.attach_teacher import AttachTeacher
 from fxopt.passes.distill.detach_teacher import DetachTeacher
+from fxopt.passes.distill.losses import AttentionTransfer, PairwiseSimilarity, Relations
 from fxopt.passes.distill.pairing import stages
 from tests.conftest import Golden
 from tests.passes.cleanup.checks import program_of
@@ -184,6 +185,14 @@ def test_a_loss_of_values_of_any_width_needs_no_map() -> None:
     joint = AttachTeacher(network(16), taps={"relu": Norms()})(network(8))
     ours, theirs = values(joint, joint.taps[0])
     assert (ours.shape[1], theirs.shape[1]) == (8, 16)
+
+
+@pytest.mark.parametrize("loss", [AttentionTransfer(), Relations(), PairwiseSimilarity()])
+def test_losses_that_take_any_width_say_so(loss: Loss) -> None:
+    joint = AttachTeacher(network(16), taps={"relu": loss})(network(8))
+    (found,) = tap_losses(joint.taps, joint.module(IMAGE), None, None, None).values()
+    assert found.isfinite() and found > 0
+    assert not any(name.startswith("projections") for name, _ in joint.module.named_parameters())
 
 
 def test_networks_of_unlike_depth_pair_by_how_far_their_stages_are() -> None:
