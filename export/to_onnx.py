@@ -23,6 +23,8 @@ from fxopt.export.delegate import delegate
 from fxopt.export.lower import lower
 from fxopt.export.model_file import OnnxModel
 from fxopt.export.onnx_rules import ONNX_RULES
+from fxopt.graph.batch_norm_factor import batch_norm_factor
+from fxopt.graph.learned import learned_fake_quantize
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.target import OPSETS, Target, find_target
 from fxopt.version import __version__
@@ -30,6 +32,7 @@ from fxopt.version import __version__
 IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 DEFAULT_OPSET = 21
 ATTENTION_OPSET = 23
+FOR_TRAINING = (batch_norm_factor, learned_fake_quantize)  # what quantization-aware training puts in for a while
 
 
 def to_onnx(
@@ -49,6 +52,9 @@ def to_onnx(
     """
     if program.taps:
         raise ExportError("The Program has a teacher attached; export the student: DetachTeacher()(program).")
+    for node in program.graph.nodes:
+        if node.target in FOR_TRAINING:
+            raise ExportError(f"{where(node)} is there to train: run FoldRestoredBatchNorm and FixScales first.")
     found = find_target(target)
     program = lower(program.eval(), found)
     version = _choose_opset(program, found, opset)

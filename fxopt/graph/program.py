@@ -171,7 +171,10 @@ class Program:
                 raise DataError(f"Input '{spec.name}' does not fit: {problem}. Expected {spec}, got {got}.")
 
     def train(self) -> Program:
-        """Return this Program with batch norm and dropout in training mode; parameters are shared."""
+        """Return this Program with batch norm and dropout in training mode; parameters are shared.
+
+        Frozen batch norms (passes.FreezeBatchNorm) stay in inference mode.
+        """
         return _set_training(self, True)
 
     def eval(self) -> Program:
@@ -235,9 +238,16 @@ def _set_training(program: Program, training: bool) -> Program:
     return edit.finish()
 
 
+def is_frozen(node: fx.Node) -> bool:
+    """Say whether a batch norm has its running statistics for good: it is in inference mode and its momentum is 0."""
+    return node.target is aten.batch_norm.default and node.args[5:7] == (False, 0.0)
+
+
 def _is_in_other_mode(node: fx.Node, training: bool) -> bool:
     """Say whether a node runs in training mode, or not, though it should do the opposite."""
     position = TRAINING_ARGUMENT.get(node.target)
     if position is None or (node.target in NORMS and node.args[3] is None):
         return False  # a norm without running statistics uses the input's own in both modes
+    if is_frozen(node):
+        return False
     return bool(node.args[position] != training)

@@ -47,7 +47,7 @@ class FoldBatchNorm:
     def __call__(self, program: Program) -> Program:
         """Return the folded Program, or `program` itself if nothing can be folded."""
         norms = program.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
-        if not any(_match(program.module, node) for node in norms):
+        if not any(match_norm(program.module, node) for node in norms):
             return program
         edit = Edit(program, by=self)
         while any([_fold(edit, node) for node in edit.calls(aten.batch_norm.default)]):
@@ -56,8 +56,11 @@ class FoldBatchNorm:
 
 
 @dataclass(frozen=True)
-class _Match:
-    """A batch norm, the layer it goes into, and its scale and shift: float64, `[channels]`."""
+class Match:
+    """The layer that a batch norm goes into, whether it is `before` the norm, and the norm's scale and shift.
+
+    Both are float64, `[channels]`.
+    """
 
     layer: Layer
     before: bool
@@ -65,21 +68,22 @@ class _Match:
     shift: Tensor
 
 
-def _match(module: nn.Module, norm: fx.Node) -> _Match | None:
+def match_norm(module: nn.Module, norm: fx.Node) -> Match | None:
+    """Return what a batch norm can be folded into; the module holds the tensors of its graph."""
     affine = channel_scale(module, norm)
     if affine is None:
         return None
     source = norm.args[0]
     layer = layer_at(module, source) or _flattened_layer(module, norm)
     if layer is not None and len(layer.node.users) == 1 and (layer.channel_dim == 1 or layer.node is not source):
-        return _Match(layer, True, *affine)
+        return Match(layer, True, *affine)
     user = next(iter(norm.users), None)
     layer = layer_at(module, user) if len(norm.users) == 1 else None
     if layer is None or layer.source is not norm or layer.channel_dim != 1:
         return None
     if not accepts_input_shift(layer) and bool(affine[1].any()):
         return None
-    return _Match(layer, False, *affine)
+    return Match(layer, False, *affine)
 
 
 def _flattened_layer(module: nn.Module, norm: fx.Node) -> Layer | None:
@@ -94,7 +98,7 @@ def _flattened_layer(module: nn.Module, norm: fx.Node) -> Layer | None:
 
 
 def _fold(edit: Edit, norm: fx.Node) -> bool:
-    match = None if norm._erased else _match(edit.module, norm)
+    match = None if norm._erased else match_norm(edit.module, norm)
     if match is None:
         return False
     if match.before:

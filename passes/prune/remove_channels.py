@@ -17,6 +17,7 @@ from fxopt.graph.blocks import dequantize_blocks
 from fxopt.graph.dynamic_lstm import dynamic_lstm
 from fxopt.graph.example import example_of
 from fxopt.graph.interpret import run
+from fxopt.graph.learned import learned_fake_quantize
 from fxopt.graph.ops import dequantize, dynamic_quantize, fake_quantize, observe, quantize
 from fxopt.graph.program import Program
 from fxopt.passes.prune.coordinates import Coordinates, Removal, coordinates
@@ -33,7 +34,8 @@ from fxopt.passes.prune.select import Goal, select_units
 from fxopt.passes.prune.symbols import Mask
 
 QUANTIZED = frozenset({
-    quantize, dequantize, dynamic_quantize, fake_quantize, observe, dequantize_blocks, dynamic_lstm,
+    quantize, dequantize, dynamic_quantize, fake_quantize, learned_fake_quantize, observe, dequantize_blocks,
+    dynamic_lstm,
 })  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from fxopt.passes.quantize.correct_bias import CorrectBias
 from fxopt.passes.quantize.correct_bias_by_moments import CorrectBiasByMoments
 from fxopt.passes.quantize.equalize_layers import EqualizeLayers
 from fxopt.passes.quantize.fix_scales import FixScales
+from fxopt.passes.quantize.fold_restored_batch_norm import FoldRestoredBatchNorm
+from fxopt.passes.quantize.freeze_batch_norm import FreezeBatchNorm
 from fxopt.passes.quantize.gptq import Gptq
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.learn_scales import LearnScales
@@ -17,6 +19,7 @@ from fxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from fxopt.passes.quantize.quantize_embeddings import QuantizeEmbeddings
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
 from fxopt.passes.quantize.remove_fake_quantize import RemoveFakeQuantize
+from fxopt.passes.quantize.restore_batch_norm import RestoreBatchNorm
 from fxopt.passes.quantize.round_gptq import RoundGptq
 from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
 from fxopt.passes.quantize.smooth_quant import SmoothQuant
@@ -31,6 +34,8 @@ __all__ = [
     "CorrectBiasByMoments",
     "EqualizeLayers",
     "FixScales",
+    "FoldRestoredBatchNorm",
+    "FreezeBatchNorm",
     "Gptq",
     "InsertObservers",
     "LearnScales",
@@ -41,6 +46,7 @@ __all__ = [
     "QuantizeEmbeddings",
     "QuantizeWeights",
     "RemoveFakeQuantize",
+    "RestoreBatchNorm",
     "RoundGptq",
     "Scheme",
     "SmoothQuant",

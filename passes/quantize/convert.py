@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import PassError, where
+from fxopt.graph.batch_norm_factor import batch_norm_factor
 from fxopt.graph.learned import learned_fake_quantize
 from fxopt.graph.memory import Trimmer
 from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
@@ -45,13 +46,15 @@ class Convert:
     def __call__(self, program: Program) -> Program:
         """Return the converted Program.
 
-        Raises PassError if an observer or a learned scale is left, for more than 8 bits, and for weights too wide for
-        the target.
+        Raises PassError if an observer, a learned scale or a restored batch norm is left, for more than 8 bits, and for
+        weights too wide for the target.
         """
         target = find_target(self.target)
         edit = Edit(program, by=self)
         for node in edit.calls(observe):
             raise PassError(f"{where(node)} is an observer without a range: run Calibrate before Convert.")
+        for node in edit.calls(batch_norm_factor):
+            raise PassError(f"{where(node)} is of a restored batch norm: run FoldRestoredBatchNorm before Convert.")
         for node in edit.calls(learned_fake_quantize):
             raise PassError(f"{where(node)} has a learned scale: run FixScales before Convert.")
         for node in edit.calls(fake_quantize):

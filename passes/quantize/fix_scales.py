@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import PassError, where
+from fxopt.graph.batch_norm_factor import batch_norm_factor
 from fxopt.graph.learned import learned_fake_quantize, learned_grid
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
@@ -31,7 +32,7 @@ class FixScales:
     same names: Convert, AdaRound and all else take it as they take that. Only a weight's scale that would let the int32
     bias of its layer overflow is widened.
 
-    Raises PassError for scales that are NaN.
+    Raises PassError for scales that are not finite, and where RestoreBatchNorm has not been undone.
     """
 
     def __call__(self, program: Program) -> Program:
@@ -39,6 +40,8 @@ class FixScales:
         if not program.graph.find_nodes(op="call_function", target=learned_fake_quantize):
             return program
         edit = Edit(program, by=self)
+        for node in edit.calls(batch_norm_factor):
+            raise PassError(f"{where(node)} is of a restored batch norm: run FoldRestoredBatchNorm before FixScales.")
         grids = {node: _grid(edit, node) for node in edit.calls(learned_fake_quantize)}
         fixed_point = {node: argument(node, "power_of_two") for node in grids}
         for node, (scale, zero_point) in grids.items():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxopt.errors import PassError, VerifyError
+from fxopt.errors import ExportError, PassError, VerifyError
+from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.integer import run_integer
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.learned import learned_fake_quantize
@@ -22,6 +23,7 @@ from fxopt.graph.quantized import integer_nodes
 from fxopt.graph.rewrite import argument, get_attribute
 from fxopt.graph.serialize import load
 from fxopt.graph.verify import verify
+from fxopt.passes.prune import RemoveChannels
 from fxopt.passes.quantize import FIXED_POINT, Calibrate, Convert, FixScales, InsertObservers, LearnScales, Scheme
 from fxopt.passes.quantize.calibrate import BIAS_MAX
 from fxopt.passes.quantize.clips import clip_is_redundant, largest_absorbing_scale
@@ -261,6 +263,10 @@ def test_the_wrong_order_says_so() -> None:
         LearnScales()(observed)
     with pytest.raises(PassError, match="run FixScales before Convert"):
         Convert()(LearnScales()(Calibrate([x])(observed)))
+    with pytest.raises(ExportError, match="there to train: run FoldRestoredBatchNorm and FixScales first"):
+        to_onnx(LearnScales()(Calibrate([x])(observed)))
+    with pytest.raises(PassError, match="This Program is quantized"):
+        RemoveChannels()(LearnScales()(Calibrate([x])(observed)))
 
 
 def test_training_that_diverged_says_so() -> None:
