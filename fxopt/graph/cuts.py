@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
-from fxopt.graph.ops import fake_quantize
+from fxopt.graph.learned import learned_fake_quantize
+from fxopt.graph.ops import fake_quantize, observe
 from fxopt.graph.program import Program
+from fxopt.graph.rewrite import argument, argument_names
 
 aten = torch.ops.aten
 WEIGHTS = frozenset({"weight", "params", "w_ih"})  # as the schemas name them: of layers, recurrent layers and cells
+QUANTIZING = frozenset({observe, fake_quantize, learned_fake_quantize})  # ops that keep a value, but for its rounding
 # Functions of each element of their first argument: the error that counts is the one behind them.
 ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -47,7 +51,7 @@ def stage_values(program: Program) -> tuple[fx.Node, ...]:
     for end, value in cuts(order):
         layers += sum(map(_is_layer, order[before:end]))
         before = end
-        if value is not None and layers:
+        if value is not None and layers and value.target not in QUANTIZING:
             found[layers] = value
     return tuple(found.values())
 
@@ -81,7 +85,7 @@ def activation(layer: fx.Node) -> tuple[fx.Node, ...]:
         path.append(value)
         if value.target in ACTIVATIONS:
             return tuple(path)
-        if value.target is not fake_quantize:
+        if value.target not in QUANTIZING:
             break
     return ()
 
@@ -99,12 +103,10 @@ def count_layers(program: Program) -> int:
 
 def _is_layer(node: fx.Node) -> bool:
     """Say whether a node is a call of an op with weights that are no mere scale of each channel."""
-    return has_weight(node) and any(source.op == "get_attr" and _ndim(source) > 1 for source in node.all_input_nodes)
-
-
-def _ndim(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.ndim if isinstance(value, Tensor) else 0
+    if not has_weight(node):
+        return False
+    weights = [argument(node, name) for name in argument_names(node) if name in WEIGHTS]
+    return any(leaf.meta["val"].ndim > 1 for leaf in pytree.tree_leaves(weights) if isinstance(leaf, fx.Node))
 
 
 def is_no_tensor(value: fx.Node) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import PassError
+from fxopt.graph.cuts import QUANTIZING
 from fxopt.graph.program import Program
 from fxopt.passes.prune.rule import size_of
 
@@ -59,8 +60,15 @@ HINT = "Give the very Program that RemoveChannels got: small = RemoveChannels()(
 def _corresponds(source: fx.Node, node: fx.Node) -> bool:
     """Say whether a node computes what another one does. A folded layer has the name, but is read by others."""
     same_op = node.op == "call_function" and source.target is node.target
-    readers = {user.name for user in source.users}
-    return same_op and isinstance(node.meta["val"], Tensor) and {user.name for user in node.users} <= readers
+    return same_op and isinstance(node.meta["val"], Tensor) and _readers(node) <= _readers(source)
+
+
+def _readers(node: fx.Node) -> set[str]:
+    """Return the names of the nodes that read a value, behind the quantization that may stand between."""
+    names = set()
+    for user in node.users:
+        names |= _readers(user) if user.target in QUANTIZING else {user.name}
+    return names
 
 
 def _has_the_same_rows(source: fx.Node, node: fx.Node) -> bool:

@@ -18,7 +18,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.rewrite import get_attribute
 from fxopt.graph.taps import Loss, Tap, tap_losses
 from fxopt.graph.verify import verify
-from fxopt.passes import RemoveChannels
+from fxopt.passes import CLEANUP, Calibrate, InsertObservers, LearnScales, RemoveChannels
 from fxopt.passes.distill.attach_teacher import AttachTeacher
 from fxopt.passes.distill.detach_teacher import DetachTeacher
 from fxopt.passes.distill.losses import AttentionTransfer, PairwiseSimilarity, Relations
@@ -163,6 +163,18 @@ def test_a_teacher_that_lost_channels_itself_is_compared_by_the_positions_of_the
     left = torch.tensor([before.index(position) for position in after])
     _, theirs = values(joint, joint.taps[0])
     torch.testing.assert_close(theirs, value_of(teacher, "relu").index_select(1, left), atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_in_quantization_aware_training_still_knows_its_teacher() -> None:
+    teacher = network(32)
+    small = Pipeline(CLEANUP)(pruned(teacher))
+    ready = Pipeline((InsertObservers(), Calibrate([IMAGE]), LearnScales()))(small)
+    joint = AttachTeacher(teacher, taps=Squares())(ready)
+    assert [tap.name for tap in joint.taps] == ["Squares relu", "Squares mean"]
+    left = torch.tensor(small.kept["relu"][1])
+    _, theirs = values(joint, joint.taps[0])
+    torch.testing.assert_close(theirs, value_of(teacher, "relu").index_select(1, left), atol=1e-5, rtol=1e-5)
+    assert str(DetachTeacher()(joint)) == str(ready)
 
 
 @pytest.mark.parametrize(("key", "dim"), [("relu", 1), (("relu", "relu_1"), 1), (1, 1), ((-1, 1), 1)])
