@@ -6,17 +6,16 @@ batch_norm(conv(x, q(W · f)) / f + b)  ->  conv(x, q(W f), beta + (b - running 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import fx
 
 from fxopt.errors import PassError, where
 from fxopt.graph.batch_norm_factor import batch_norm_factor
 from fxopt.graph.program import Program
-from fxopt.graph.rewrite import Edit, argument, constant, set_attribute
+from fxopt.graph.rewrite import Edit, argument, set_attribute
 from fxopt.passes.cleanup.fold_batch_norm import channel_scale
 from fxopt.passes.cleanup.layers import LAYERS, Layer, bias_name, like, scale_outputs, set_arguments
+from fxopt.passes.quantize.restored import Restored, restored_at
 
 aten = torch.ops.aten
 
@@ -43,52 +42,17 @@ class FoldRestoredBatchNorm:
         return edit.finish()
 
 
-@dataclass(frozen=True)
-class Restored:
-    """A batch norm that RestoreBatchNorm made, and the nodes before it. `weight`, `bias`: reads of what is stored."""
-
-    norm: fx.Node
-    layer: fx.Node
-    quantizer: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-
-
-def restored_at(norm: fx.Node) -> Restored | None:
-    """Return what RestoreBatchNorm made that ends at a batch norm, or None for any other norm."""
-    value: Any = norm.args[0]
-    bias = None
-    if _calls(value, aten.add.Tensor):
-        value, shift = value.args[:2]
-        if not _calls(shift, aten.reshape.default):
-            return None
-        bias = shift.args[0]
-    if not (_calls(value, aten.div.Tensor) and _is_factor(value.args[1]) and value.args[0].target in LAYERS):
-        return None
-    layer = value.args[0]
-    quantizer = argument(layer, "weight")
-    return Restored(norm, layer, quantizer, quantizer.args[0].args[0], bias)
-
-
-def _calls(value: Any, op: Any) -> bool:
-    return isinstance(value, fx.Node) and value.target is op
-
-
-def _is_factor(value: Any) -> bool:
-    return _calls(value, aten.reshape.default) and _calls(value.args[0], batch_norm_factor)
-
-
 def _fold(edit: Edit, restored: Restored) -> None:
     affine = channel_scale(edit.module, restored.norm)
     if affine is None:
         raise PassError(f"{where(restored.norm)} has statistics that are not finite. Take an earlier checkpoint.")
     node, kind = restored.layer, LAYERS[restored.layer.target]
-    weight, bias = edit.constant(restored.weight), constant(edit.module, restored.bias)
+    weight, bias = edit.constant(restored.weight), edit.constant(restored.bias)
     assert weight is not None
     groups = argument(node, "groups") if kind.spatial else 1
     folded, shift = scale_outputs(Layer(node, kind, weight, bias, groups), *affine)
     set_attribute(edit.module, str(restored.weight.target), like(weight, folded))
-    restored.quantizer.update_arg(0, restored.weight)
+    restored.product.replace_all_uses_with(restored.weight)
     value = like(weight if bias is None else bias, shift)
     if restored.bias is None:
         stored = edit.add_constant(bias_name(str(restored.weight.target)), value, before=node)

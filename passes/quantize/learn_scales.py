@@ -6,23 +6,16 @@ fake_quantize(x, scale, zero_point)  ->  learned_fake_quantize(x, scale, zero_po
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from fxopt.errors import PassError, where
 from fxopt.graph.learned import learned_fake_quantize
-from fxopt.graph.ops import fake_quantize, observe
 from fxopt.graph.program import Program
-from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.clips import largest_absorbing_scale
-from fxopt.passes.quantize.rules import Bounds, clip_bounds
-from fxopt.passes.quantize.scheme import power_of_two
-
-HARDSIGMOID = torch.ops.aten.hardsigmoid.default
+from fxopt.passes.quantize.grid_groups import GridGroup, grid_groups
 
 
 @dataclass(frozen=True)
@@ -52,65 +45,33 @@ class LearnScales:
 
     def __call__(self, program: Program) -> Program:
         """Return the Program with trainable scales; all other tensors are shared."""
-        for node in program.graph.find_nodes(op="call_function", target=observe):
-            raise PassError(f"{where(node)} is an observer without a range: run Calibrate before LearnScales.")
         edit = Edit(program, by=self)
-        groups = _groups(edit)
-        fixed_point = all(_is_power_of_two(_tensor(edit, group[0], "scale")) for group in groups)
-        affine = any(bool(_tensor(edit, group[0], "zero_point").any()) for group in groups)
-        groups = [group for group in groups if not _is_set_by_convert(group)]
-        if not groups:
+        found = grid_groups(edit, "LearnScales")
+        if not found.groups:
             return program
-        for group in groups:
-            _learn(edit, group, fixed_point, affine and self.zero_points)
+        for group in found.groups:
+            _learn(edit, group, found.fixed_point, found.affine and self.zero_points)
         return edit.finish()
 
 
-def _groups(edit: Edit) -> list[list[fx.Node]]:
-    """List the fake_quantize nodes with a constant grid, those that share a scale together."""
-    groups: dict[str, list[fx.Node]] = {}
-    for node in edit.calls(fake_quantize):
-        scale = argument(node, "scale")
-        if is_constant(scale):
-            groups.setdefault(str(scale.target), []).append(node)
-    return list(groups.values())
-
-
-def _is_set_by_convert(group: Sequence[fx.Node]) -> bool:
-    return len(group) == 1 and argument(group[0], "x").target is HARDSIGMOID
-
-
-def _tensor(edit: Edit, node: fx.Node, name: str) -> Tensor:
-    value = edit.constant(argument(node, name))
-    assert value is not None
-    return value
-
-
-def _is_power_of_two(scale: Tensor) -> bool:
-    return bool((power_of_two(scale) == scale).all())
-
-
-def _learn(edit: Edit, group: Sequence[fx.Node], fixed_point: bool, affine: bool) -> None:
-    first = group[0]
-    scale, zero_point, start = argument(first, "scale"), argument(first, "zero_point"), argument(first, "scale").next
-    bounds = [limits for node in group if (limits := clip_bounds(argument(node, "x"))) is not None]
-    zeros = nn.Parameter(torch.zeros_like(_tensor(edit, first, "scale")))
-    change, shift = edit.add_constant(f"{scale.target}_log2", zeros, before=start), None
-    if affine and not bounds and not is_constant(argument(first, "x")):
-        shift = edit.add_constant(f"{zero_point.target}_shift", nn.Parameter(torch.zeros_like(zeros)), before=start)
-    for node in group:
+def _learn(edit: Edit, group: GridGroup, fixed_point: bool, zero_points: bool) -> None:
+    scale, zero_point, start = group.scale_node, group.zero_point_node, group.scale_node.next
+    change = edit.add_constant(f"{scale.target}_log2", nn.Parameter(torch.zeros_like(group.scale)), before=start)
+    shift = None
+    if zero_points and not group.bounds and not group.is_weight:
+        zeros = nn.Parameter(torch.zeros_like(group.scale))
+        shift = edit.add_constant(f"{zero_point.target}_shift", zeros, before=start)
+    for node in group.nodes:
         axis, low, high = (argument(node, name) for name in ("axis", "quant_min", "quant_max"))
-        largest = _largest_scale(edit, node, bounds, fixed_point)
+        largest = _largest_scale(group, low, high, fixed_point)
         node.target = learned_fake_quantize
         node.args = (argument(node, "x"), scale, zero_point, change, shift, axis, low, high, fixed_point, largest)
         node.kwargs = {}
 
 
-def _largest_scale(edit: Edit, node: fx.Node, bounds: Sequence[Bounds], fixed_point: bool) -> float | None:
-    if not bounds:
+def _largest_scale(group: GridGroup, quant_min: int, quant_max: int, fixed_point: bool) -> float | None:
+    if not group.bounds:
         return None
-    scale, zero_point = float(_tensor(edit, node, "scale")), int(_tensor(edit, node, "zero_point"))
-    largest = largest_absorbing_scale(
-        scale, zero_point, bounds, argument(node, "quant_min"), argument(node, "quant_max")
-    )
+    grid = (float(group.scale), int(group.zero_point))
+    largest = largest_absorbing_scale(*grid, group.bounds, quant_min, quant_max)
     return 2.0 ** math.floor(math.log2(largest)) if fixed_point and largest is not None else largest
