@@ -26,13 +26,15 @@ from fxopt.export.onnx_rules import ONNX_RULES
 from fxopt.graph.batch_norm_factor import batch_norm_factor
 from fxopt.graph.learned import learned_fake_quantize
 from fxopt.graph.program import Program, TensorSpec
+from fxopt.graph.tracked import tracked_grid, weight_grid
 from fxopt.target import OPSETS, Target, find_target
 from fxopt.version import __version__
 
 IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 DEFAULT_OPSET = 21
 ATTENTION_OPSET = 23
-FOR_TRAINING = (batch_norm_factor, learned_fake_quantize)  # what quantization-aware training puts in for a while
+# What quantization-aware training puts in for a while.
+FOR_TRAINING = (batch_norm_factor, learned_fake_quantize, tracked_grid, weight_grid)
 
 
 def to_onnx(

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import DataError
 from fxopt.graph.taps import Tap
+from fxopt.graph.tracked import tracked_grid
 
 aten = torch.ops.aten
 
@@ -33,6 +34,7 @@ TRAINING_ARGUMENT: dict[Any, int] = {
     aten.gru.input: 6,
     aten.rnn_tanh.input: 6,
     aten.rnn_relu.input: 6,
+    tracked_grid: 8,
 }
 # Their argument 3 is the running mean.
 NORMS: tuple[Any, ...] = (aten.batch_norm.default, aten.instance_norm.default)

@@ -24,7 +24,7 @@ from torch.export import graph_signature as gs
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import ModelError
-from fxopt.graph import batch_norm_factor, blocks, dynamic_lstm, learned, ops, quantized
+from fxopt.graph import batch_norm_factor, blocks, dynamic_lstm, learned, ops, quantized, tracked
 from fxopt.graph.lift import program_from_exported
 from fxopt.graph.program import Program, TensorSpec
 from fxopt.graph.rewrite import get_attribute, same_kind, set_attribute
@@ -33,7 +33,7 @@ from fxopt.graph.verify import verify
 EXTRA_FILE = "fxopt.json"
 FORMAT = 1
 # torch.export.load needs the ops that these modules register.
-OWN_OPS = (batch_norm_factor, blocks, dynamic_lstm, learned, ops, quantized)
+OWN_OPS = (batch_norm_factor, blocks, dynamic_lstm, learned, ops, quantized, tracked)
 # Packages that may be imported to find the class of a saved output structure (transformers' ModelOutputs).
 IMPORTABLE = ("transformers",)
 

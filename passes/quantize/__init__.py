@@ -24,6 +24,7 @@ from fxopt.passes.quantize.round_gptq import RoundGptq
 from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
 from fxopt.passes.quantize.smooth_quant import SmoothQuant
 from fxopt.passes.quantize.store_int8 import StoreInt8
+from fxopt.passes.quantize.track_ranges import TrackRanges
 
 __all__ = [
     "FIXED_POINT",
@@ -51,5 +52,6 @@ __all__ = [
     "Scheme",
     "SmoothQuant",
     "StoreInt8",
+    "TrackRanges",
     "place",
 ]

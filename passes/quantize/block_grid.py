@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxopt.graph.blocks import dequantize_blocks, middle
-from fxopt.passes.quantize.scheme import SMALLEST_STEP
+from fxopt.graph.grids import SMALLEST_STEP
 
 STEPS, SMALLEST_SHARE = 24, {8: 0.8, 4: 0.5, 2: 0.3}
 FITS = 4

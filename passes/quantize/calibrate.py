@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -15,9 +15,10 @@ from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument, constant
 from fxopt.passes.quantize.choose_ranges import FirstItems, choose_ranges
 from fxopt.passes.quantize.clips import absorbing_levels
+from fxopt.passes.quantize.joint_observers import join, share_of
 from fxopt.passes.quantize.nodes import insert
 from fxopt.passes.quantize.observe_data import observe_data
-from fxopt.passes.quantize.observers import HistogramObserver, Observer, check_observer, make_observer
+from fxopt.passes.quantize.observers import HistogramObserver, Observer, RangeObserver, check_observer, make_observer
 from fxopt.passes.quantize.range_search import Range
 from fxopt.passes.quantize.rules import QUANTIZE_RULES, Bounds, Role, clip_bounds
 from fxopt.passes.quantize.scheme import Levels, Scheme
@@ -61,6 +62,8 @@ class Calibrate:
       minmax, percentile and entropy, the one with the least error of the layers that read the value, see choose_ranges.
     - `target`: the target that the observers were inserted for.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.
+    - `processes`: "all": every process of torch.distributed, which all call this with the same data, runs its share of
+      the items, and all get the same scales, those of all items; "this": this one runs all.
     - `known`: what was found before, for the same float Program, data and options; what is found now is added. With
       all ranges known, no data is run. "auto" finds its ranges anew.
 
@@ -78,6 +81,7 @@ class Calibrate:
     target: str = "x86"
     scheme: Scheme = field(default_factory=Scheme)
     known: KnownRanges | None = field(default=None, repr=False, compare=False)
+    processes: Literal["this", "all"] = field(default="this", repr=False)
 
     def __post_init__(self) -> None:
         check_observer(self.observer)
@@ -99,16 +103,29 @@ class Calibrate:
         values, known = _values_by_group(program.graph), self.known or KnownRanges()
         new = {group: make_observer(self.observer) for group, names in values.items() if names not in known.ranges}
         if new:
-            observe_data(program, self.data, new, known.extents)
+            self._observe(program, new, known.extents)
         known.ranges |= {values[group]: observer.range(self.scheme) for group, observer in new.items()}
         return {group: known.ranges[names] for group, names in values.items()}
 
     def _chosen_ranges(self, program: Program, weight_max: int) -> dict[str, Range]:
         observers = {group: make_observer("auto") for group in _values_by_group(program.graph)}
         first = FirstItems()
-        observe_data(program, self.data, observers, (self.known or KnownRanges()).extents, first.take)
+        self._observe(program, observers, (self.known or KnownRanges()).extents, first.take)
         histograms = {group: o.histogram for group, o in observers.items() if isinstance(o, HistogramObserver)}
         return choose_ranges(program, first.items, histograms, self.scheme, weight_max)
+
+    def _observe(
+        self,
+        program: Program,
+        observers: Mapping[str, RangeObserver],
+        extents: dict[str, Range],
+        on_item: Callable[[tuple[Tensor, ...]], None] | None = None,
+    ) -> None:
+        share = share_of(self.processes)
+        observe_data(program, self.data, observers, extents, on_item, share)
+        if share.count > 1:
+            names = _values_by_group(program.graph)
+            join(observers, extents, set().union(*(names[group] for group in observers)))
 
 
 def _values_by_group(graph: fx.Graph) -> dict[str, frozenset[str]]:
@@ -137,7 +154,7 @@ def _quantize_values(edit: Edit, ranges: Mapping[str, Range], scheme: Scheme) ->
     parameters: dict[str, tuple[fx.Node, fx.Node, int, int]] = {}
     for group, (low, high) in ranges.items():
         scale, zero_point, levels = absorbing_levels(scheme.levels(low), low, high, bounds[group])
-        zero = torch.tensor(zero_point, dtype=_zero_point_dtype(levels))
+        zero = torch.tensor(zero_point, dtype=zero_point_dtype(levels))
         parameters[group] = (
             edit.add_constant(f"{group}_scale", torch.tensor(scale, dtype=torch.float32), before=start),
             edit.add_constant(f"{group}_zero_point", zero, before=start),
@@ -155,7 +172,7 @@ def _quantize_values(edit: Edit, ranges: Mapping[str, Range], scheme: Scheme) ->
         edit.replace(node, fake)
 
 
-def _zero_point_dtype(levels: Levels) -> torch.dtype:
+def zero_point_dtype(levels: Levels) -> torch.dtype:
     """Return the 8-bit dtype that levels are part of; int32 where none is wide enough."""
     if levels.steps > 255:
         return torch.int32

@@ -19,6 +19,7 @@ from fxopt.graph.ops import dequantize, fake_quantize, observe, quantize
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import INTEGER_KINDS, WEIGHTED_KINDS, is_constant, is_dequantized, is_dequantized_weight
 from fxopt.graph.rewrite import Edit, argument
+from fxopt.graph.tracked import tracked_grid, weight_grid
 from fxopt.passes.quantize.clips import clip_is_redundant
 from fxopt.passes.quantize.expand import expand_activations
 from fxopt.passes.quantize.nodes import insert
@@ -46,7 +47,7 @@ class Convert:
     def __call__(self, program: Program) -> Program:
         """Return the converted Program.
 
-        Raises PassError if an observer, a learned scale or a restored batch norm is left, for more than 8 bits, and for
+        Raises PassError if an observer, a trained scale or a restored batch norm is left, for more than 8 bits, and for
         weights too wide for the target.
         """
         target = find_target(self.target)
@@ -55,8 +56,8 @@ class Convert:
             raise PassError(f"{where(node)} is an observer without a range: run Calibrate before Convert.")
         for node in edit.calls(batch_norm_factor):
             raise PassError(f"{where(node)} is of a restored batch norm: run FoldRestoredBatchNorm before Convert.")
-        for node in edit.calls(learned_fake_quantize):
-            raise PassError(f"{where(node)} has a learned scale: run FixScales before Convert.")
+        for node in edit.calls(learned_fake_quantize, tracked_grid, weight_grid):
+            raise PassError(f"{where(node)} has a scale that is still trained: run FixScales before Convert.")
         for node in edit.calls(fake_quantize):
             if argument(node, "quant_max") - argument(node, "quant_min") > 255:
                 raise PassError(

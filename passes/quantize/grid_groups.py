@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import PassError, where
+from fxopt.graph.grids import power_of_two
 from fxopt.graph.ops import fake_quantize, observe
 from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.restored import is_weight
 from fxopt.passes.quantize.rules import Bounds, clip_bounds
-from fxopt.passes.quantize.scheme import power_of_two
 
 HARDSIGMOID = torch.ops.aten.hardsigmoid.default
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxopt.passes.quantize.scheme import SMALLEST_STEP
+from fxopt.graph.grids import SMALLEST_STEP
 
 BINS = 2048
 # At most so many elements of one batch of one value are sampled for the histogram,

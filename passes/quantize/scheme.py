@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from fxopt.errors import PassError
+from fxopt.graph.grids import SMALLEST_STEP, scales_of, zero_points_of
 
-# Below this, ranges are taken for zero: scales and their products must stay normal float32 numbers.
-SMALLEST_STEP = 1e-20
 ZERO_RANGE = 1.0
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 
@@ -39,14 +38,8 @@ class Levels:
 
     def grid(self, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         """Return scales and zero points for ranges [low, high] around zero, in the dtype of the ends."""
-        scales = torch.maximum(-lows, highs) / self.quant_max if self.symmetric else (highs - lows) / self.steps
-        scales = scales.clamp(min=SMALLEST_STEP)
-        if self.power_of_two:
-            scales = power_of_two(scales)
-        return scales, self._zero_points(lows, scales)
-
-    def _zero_points(self, lows: Tensor, scales: Tensor) -> Tensor:
-        return torch.zeros_like(scales) if self.symmetric else self.quant_min + torch.round(-lows / scales)
+        scales = scales_of(lows, highs, self.quant_min, self.quant_max, self.symmetric, self.power_of_two)
+        return scales, zero_points_of(lows, scales, self.quant_min, self.symmetric)
 
     def parameters(self, low: float, high: float) -> tuple[float, int]:
         """Return (scale, zero point) of a range that contains zero; zero is represented exactly.
@@ -57,7 +50,8 @@ class Levels:
             low, high = 0.0, ZERO_RANGE
         lows, highs = torch.tensor([[low], [high]], dtype=torch.float64)
         scale = self.grid(lows, highs)[0].float()
-        zero_point = self._zero_points(lows, scale.double()).clamp(self.quant_min, self.quant_max)
+        zero_point = zero_points_of(lows, scale.double(), self.quant_min, self.symmetric)
+        zero_point = zero_point.clamp(self.quant_min, self.quant_max)
         return float(scale), int(zero_point)
 
     def quantized(self, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
@@ -118,9 +112,3 @@ class Scheme:
 
 
 FIXED_POINT = Scheme(symmetric=True, power_of_two=True)
-
-
-def power_of_two(scales: Tensor) -> Tensor:
-    """Round positive numbers up to powers of two, exactly."""
-    mantissa, exponent = torch.frexp(scales)  # scale = mantissa · 2^exponent, 0.5 <= mantissa < 1
-    return torch.ldexp(torch.ones_like(scales), exponent - (mantissa == 0.5).to(exponent.dtype))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from fxopt.errors import DataError, where
+from fxopt.graph.grids import SMALLEST_STEP
 from fxopt.graph.interpret import run
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.passes.quantize.channel_paths import Reader, balance
-from fxopt.passes.quantize.scheme import SMALLEST_STEP, Scheme
+from fxopt.passes.quantize.scheme import Scheme
 from fxopt.passes.quantize.weight_scales import symmetric_scales
 
 # Steps half as wide changed nothing (MiniLM, 22.8 dB).

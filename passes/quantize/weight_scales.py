@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fxopt.passes.quantize.scheme import SMALLEST_STEP, Scheme, power_of_two
+from fxopt.graph.grids import SMALLEST_STEP, power_of_two
+from fxopt.passes.quantize.scheme import Scheme
 from fxopt.target import Target
 
 # The clips tried for the least squared error, as fractions of the largest magnitude.

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fxopt.errors import ExportError, PassError, VerifyError
 from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.grids import power_of_two
 from fxopt.graph.integer import run_integer
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.learned import learned_fake_quantize
@@ -27,7 +28,6 @@ from fxopt.passes.prune import RemoveChannels
 from fxopt.passes.quantize import FIXED_POINT, Calibrate, Convert, FixScales, InsertObservers, LearnScales, Scheme
 from fxopt.passes.quantize.calibrate import BIAS_MAX
 from fxopt.passes.quantize.clips import clip_is_redundant, largest_absorbing_scale
-from fxopt.passes.quantize.scheme import power_of_two
 from tests.conftest import Golden
 from tests.passes.quantize.nets import Branches, Encoder, Gated, Inverted, Residual, images, program_of
 from tests.passes.quantize.qat import attribute, calibrated, learned, train

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxopt.errors import PassError
+from fxopt.graph.grids import power_of_two
 from fxopt.passes.quantize import FIXED_POINT, Scheme
-from fxopt.passes.quantize.scheme import Levels, power_of_two
+from fxopt.passes.quantize.scheme import Levels
 
 SCHEMES = [
     Scheme(activation_bits=bits, symmetric=symmetric, power_of_two=rounded)
