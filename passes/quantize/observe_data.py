@@ -14,6 +14,7 @@ from fxopt.graph.capture import call_of
 from fxopt.graph.ops import observe
 from fxopt.graph.program import Program
 from fxopt.graph.quantized import is_constant
+from fxopt.passes.quantize.joint_observers import ALL, Share
 from fxopt.passes.quantize.observers import RangeObserver
 from fxopt.passes.quantize.range_search import Range
 
@@ -24,11 +25,13 @@ def observe_data(
     observers: Mapping[str, RangeObserver],
     extents: dict[str, Range],
     on_item: Callable[[tuple[Tensor, ...]], None] | None = None,
+    share: Share = ALL,
 ) -> int:
     """Run every item through a Program with observe nodes and let the observers see the values; returns how many.
 
     `extents` gets the smallest and largest value of each observed node, by name, also where several share an observer.
-    `on_item` gets the inputs of each item, after its run. Raises DataError, naming the item.
+    `on_item` gets the inputs of each item, after its run. Of `share` are the items that are run; all are read.
+    Raises DataError, naming the item.
     """
     try:
         items = iter(data)
@@ -42,10 +45,11 @@ def observe_data(
     count = 0
     for number, item in enumerate(items):
         tensors = _tensors_of(program, number, item)
-        with torch.no_grad():
-            _ObservedRun(program.module, number, observers, extents).run(*tensors)
-        for observer in observers.values():
-            observer.end_item()
+        if share.has(number):
+            with torch.no_grad():
+                _ObservedRun(program.module, number, observers, extents).run(*tensors)
+            for observer in observers.values():
+                observer.end_item()
         if on_item is not None:
             on_item(tensors)
         count += 1

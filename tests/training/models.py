@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 import fxopt
 from fxopt.graph.program import Program
+from fxopt.passes.distill import CrossEntropy
+from fxopt.training.options import Training
+from fxopt.training.schedules import Constant
 from fxopt.training.tensors import own_copy
 
 
@@ -77,3 +80,8 @@ def accuracy(model: Any) -> float:
     return float(
         torch.stack([(model(images).argmax(1) == labels).float().mean() for images, labels in batches()]).mean()
     )
+
+
+def plain(**options: Any) -> Training:
+    """Return options without schedule or decay, and with the cross entropy of labels."""
+    return Training(**{"task": CrossEntropy(), "optimizer": sgd, "schedule": Constant(), **options})
