@@ -18,6 +18,7 @@ from fxopt.export.session import Session
 from fxopt.export.to_onnx import to_onnx
 from fxopt.export.validate import validate
 from fxopt.graph.cost import macs
+from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.passes.distill.pairing import Losses
 
@@ -51,7 +52,7 @@ class Chain:
     inputs: tuple[Tensor, ...] = field(repr=False)
     taps: Losses = ()
     alone: Training | None = None
-    target: str = "x86"
+    target: str = field(default_factory=this_machine)
 
 
 @dataclass(frozen=True)

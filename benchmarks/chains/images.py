@@ -26,7 +26,7 @@ class ResidualNetwork(nn.Module):
 
     def __init__(self, width: int, classes: int = CLASSES) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv_batch_norm(1, width, 3, stride=2), nn.ReLU())
+        self.stem = nn.Sequential(conv_batch_norm(1, width, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2))
         self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(4 * width, classes)
