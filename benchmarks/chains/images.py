@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from benchmarks.chains.chain import Chain, Shuffled
 from benchmarks.real_models.fashion import fashion_data
 from benchmarks.real_models.fashion_models import CLASSES
+from benchmarks.real_models.model import batches
 from fxopt import Pipeline, Program, Training, capture, passes, schedules, train
-from fxopt.training.optimizers import AdamW
-from fxopt.demo.model import Block, conv_batch_norm
 from fxopt.demo import demo_data
+from fxopt.demo.model import Block, conv_batch_norm
+from fxopt.training.optimizers import AdamW
 
 SHARE = 0.25  # of the multiply-accumulates of the teacher
 BATCH = 128
@@ -50,7 +51,7 @@ def momentum(rate: float) -> Callable[[Iterable[tuple[str, nn.Parameter]]], torc
 def accuracy(model: Callable[..., Any], images: Tensor, labels: Tensor) -> float:
     """Return the share of images whose class is found."""
     with torch.no_grad():
-        found = torch.cat([model(batch).argmax(1) for batch in images.split(100)])
+        found = torch.cat([model(batch).argmax(1) for batch in batches(images, 100)])
     return (found == labels).double().mean().item()
 
 
@@ -75,7 +76,7 @@ def _chain(
     augment: Callable[[Tensor], Tensor],
 ) -> Chain:
     items = Shuffled(*train_data, BATCH, augment)
-    calibration = list(train_data[0][:512].split(32))
+    calibration = list(batches(train_data[0][:512], 32))
     hard, soft = passes.CrossEntropy(label_smoothing=0.05), passes.CrossEntropy(weight=0.1)
     tune = Training(epochs=epochs, task=soft, optimizer=momentum(0.05), schedule=schedules.OneCycle(warm_up=0.2))
 
@@ -92,12 +93,11 @@ def _chain(
     return Chain(
         name=f"residual network of width {width}",
         data=f"{len(test_data[0]):,} test images of {data}, trained on {len(train_data[0]):,}",
-        metric="accuracy",
         teacher=teacher,
         shrink=shrink,
         items=items,
         calibration=calibration,
-        evaluate=functools.partial(accuracy, images=test_data[0], labels=test_data[1]),
+        metrics={"accuracy": functools.partial(accuracy, images=test_data[0], labels=test_data[1])},
         losses=passes.KLDivergence(temperature=2.0, weight=0.9),
         tune=tune,
         alone=Training(epochs=epochs, task=hard, optimizer=tune.optimizer, schedule=tune.schedule),
