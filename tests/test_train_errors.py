@@ -83,6 +83,7 @@ IMAGES, LABELS = batches(1)[0]
         ([(IMAGES, LABELS)], {"optimizer": lambda p: 3}, TrainingError, "gives a int, not a torch.optim.Optimizer"),
         ([(IMAGES, LABELS)], {"optimizer": lambda p: sgd(p[1:])}, TrainingError, "leaves conv.weight without"),
         ([(IMAGES, LABELS)], {"task": lambda r, y, v: r}, TrainingError, r"'task' gives \[8, 5\]"),
+        ([(IMAGES, LABELS)], {"task": lambda r, y, v: r.detach().sum()}, TrainingError, "no trainable parameter"),
         ([(IMAGES, LABELS)], {"changes": {0.0: lambda p: 3}}, fxopt.FxoptError, "int instead of a Program"),
     ],
 )

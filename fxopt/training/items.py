@@ -115,6 +115,12 @@ class Reader:
         return f"tuples ({inputs}, labels{last}), or dicts with the key '{name}'"
 
 
+def token_mask(item: Item, program: Program) -> Tensor | None:
+    """Return the input [batch, tokens] that says where tokens are, if there is one."""
+    mask = next((value for spec, value in zip(program.inputs, item.inputs, strict=True) if spec.name == MASK), None)
+    return mask if mask is not None and mask.ndim == 2 else None
+
+
 def shares_of(items: Sequence[Item], parts: Sequence[Item], program: Program) -> list[Shares]:
     """Return what each part counts among the items of a step. Shares of one kind add up to one over all parts."""
     counts = [_counts(item, program) for item in items]
@@ -127,8 +133,8 @@ def shares_of(items: Sequence[Item], parts: Sequence[Item], program: Program) ->
 def _counts(item: Item, program: Program) -> tuple[int, int, int]:
     """Return the number of samples, of tokens that are no padding, and of labels that are a class."""
     samples = item.inputs[0].shape[0] if item.inputs and item.inputs[0].ndim else 1
-    mask = next((t for spec, t in zip(program.inputs, item.inputs, strict=True) if spec.name == MASK), None)
-    real = None if mask is None or mask.ndim != 2 else mask > 0
+    mask = token_mask(item, program)
+    real = None if mask is None else mask > 0
     tokens = samples if real is None else int(real.sum())
     labels = item.labels
     if not isinstance(labels, Tensor):

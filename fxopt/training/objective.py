@@ -15,7 +15,7 @@ from fxopt.errors import TrainingError
 from fxopt.graph.padding import real_positions
 from fxopt.graph.program import Program
 from fxopt.graph.taps import tap_losses
-from fxopt.training.items import Item, Shares
+from fxopt.training.items import Item, Shares, token_mask
 from fxopt.training.options import Training
 
 Losses = dict[str, Tensor]
@@ -30,7 +30,7 @@ class Objective(nn.Module):
         self.program = program
         self.training_options = training
         self.penalties = dict(zip(_names(training.penalties), training.penalties, strict=True))
-        if training.task is None and not program.taps and not self.penalties:
+        if training.task is None and not program.taps:
             raise TrainingError(
                 "There is nothing to minimise: give Training(task=passes.CrossEntropy()), or attach a teacher."
             )
@@ -43,14 +43,18 @@ class Objective(nn.Module):
         outputs = self._outputs(item)
         valid = real_positions([spec.name for spec in self.program.inputs], item.inputs)
         losses = self._task(outputs, item, valid, shares)
+        mask = token_mask(item, self.program)
         compared = tap_losses(self.program.taps, outputs, item.labels, valid, item.ids)
         for tap in self.program.taps:
-            losses[tap.name] = _times(compared[tap.name], _share(outputs[tap.student], valid, shares))
+            losses[tap.name] = _times(compared[tap.name], _share(outputs[tap.student], mask, shares))
         if penalised:
             losses |= {name: penalty(self.program) for name, penalty in self.penalties.items()}
         for name, loss in losses.items():
             _check_loss(name, loss)
-        total = sum(list(losses.values())[1:], next(iter(losses.values()), torch.zeros(())))
+        first, *rest = losses.values()
+        total = sum(rest, first)
+        if not total.requires_grad:
+            raise TrainingError(f"The loss ({', '.join(losses)}) depends on no trainable parameter.")
         return total, {name: loss.detach() for name, loss in losses.items()}
 
     def _outputs(self, item: Item) -> list[Any]:
@@ -81,9 +85,9 @@ def _times(loss: Tensor, share: float) -> Tensor:
     return loss if share == 1 else loss * share
 
 
-def _share(value: Tensor, valid: Tensor | None, shares: Shares) -> float:
-    """Return the share of a value's positions: tokens where it has a mask's dimensions, else samples."""
-    return shares.tokens if valid is not None and value.ndim > 2 and value.shape[:2] == valid.shape else shares.samples
+def _share(value: Tensor, mask: Tensor | None, shares: Shares) -> float:
+    """Return the share of a value's positions: tokens where it has the dimensions of their mask, else samples."""
+    return shares.tokens if mask is not None and value.ndim > 2 and value.shape[:2] == mask.shape else shares.samples
 
 
 def _names(functions: Iterable[Any]) -> list[str]:

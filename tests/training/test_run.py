@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fxopt.errors import TrainingError
+from fxopt.graph.program import Program
+from fxopt.graph.rewrite import Edit
 from fxopt.passes import MaskWeights
 from fxopt.passes.distill import CrossEntropy
 from fxopt.passes.prune import Sparsity
@@ -71,6 +73,16 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.01, amsgrad=True)
 
 
+def baked(program: Program) -> Program:
+    """Make a number in the graph of the weights that there are now."""
+    edit = Edit(program, by=baked)
+    output = edit.graph.output_node()
+    (logits,) = output.args[0]  # type: ignore[misc, union-attr]
+    number = 1 + float(program.module.get_parameter("head.weight").detach().square().sum())
+    output.args = ((edit.call(torch.ops.aten.mul.Scalar, logits, number, before=output),),)
+    return edit.finish()
+
+
 @pytest.mark.parametrize(
     ("changed", "epoch"),
     [
@@ -80,6 +92,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
         ({"optimizer": adam, "save_every": 1}, 1.5),
         ({"accumulate": 4}, 1.9),
         ({"changes": {0.2: MaskWeights(Sparsity(0.3)), 0.5: MaskWeights(Sparsity(0.6))}}, 2.1),
+        ({"changes": {0.3: baked}}, 2.1),
         ({"save_every": None}, 1.6),
         ({"save_every": None}, 0.3),  # there is no checkpoint yet
     ],
