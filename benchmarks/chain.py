@@ -4,7 +4,8 @@
 
 Each seed runs the whole chain, the teacher's own training included where it has one. Every model is emitted, validated
 against its Program and scored in torch and in onnxruntime; speeds are ratios of runs in turn in one process on one
-thread. `--data digits` takes less than two minutes.
+thread. `--data digits` takes less than two minutes. `minilm` and `crepe` start from trained weights and read no labels;
+they need the packages of benchmarks/real_models/requirements.txt.
 """
 
 from __future__ import annotations
@@ -24,28 +25,41 @@ import torch
 
 from benchmarks.chains.chain import Chain, Row, run
 from benchmarks.chains.images import digits, fashion
+from benchmarks.chains.pitch import crepe
+from benchmarks.chains.sentences import minilm
 from fxopt import FxoptError
 
-CHAINS: dict[str, Callable[[], Chain]] = {"fashion-mnist": fashion, "digits": digits}
+CHAINS: dict[str, Callable[[], Chain]] = {
+    "fashion-mnist": fashion,
+    "digits": digits,
+    "minilm": minilm,
+    "crepe": crepe,
+}
 
 
 def summary(chain: Chain, rows: Sequence[Row]) -> str:
-    """Return a table: a line a step, the metric as mean ± standard deviation over the seeds."""
+    """Return a table: a line a step, each metric as mean ± standard deviation over the seeds."""
     dense = [row for row in rows if row.step == rows[0].step]
-    lines = [f"{chain.name}: {chain.metric} on {chain.data}; {len(dense)} seeds"]
-    lines.append(
-        f"{'':<34}{'MACs':>6}{'torch':>17}{'onnxruntime':>17}{'file':>10}{'smaller':>9}{'faster':>8}{'time':>7}"
-    )
+    lines = [f"{chain.name}: {', '.join(chain.metrics)} on {chain.data}; {len(dense)} seeds"]
+    columns = f"{'torch':>17}{'onnxruntime':>17}" * len(chain.metrics)
+    lines.append(f"{'':<34}{'MACs':>6}{columns}{'file':>10}{'smaller':>9}{'faster':>8}{'time':>7}")
     for step in dict.fromkeys(row.step for row in rows):
         some = [row for row in rows if row.step == step]
         size = statistics.mean(row.bytes for row in some)
         lines.append(
             f"{step:<34}{statistics.mean(row.macs for row in some):>6.2f}"
-            f"{_spread([row.torch for row in some]):>17}{_spread([row.onnxruntime for row in some]):>17}"
+            f"{''.join(f'{_spread(column):>17}' for column in _columns(some))}"
             f"{size / 1000:>7.0f} kB{statistics.mean(row.bytes for row in dense) / size:>8.1f}x"
-            f"{statistics.median(row.speedup for row in some):>7.2f}x{statistics.mean(row.seconds for row in some):>5.0f} s"
+            f"{statistics.median(row.speedup for row in some):>7.2f}x"
+            f"{statistics.mean(row.seconds for row in some):>5.0f} s"
         )
     return "\n".join(lines)
+
+
+def _columns(rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    """Return the values of each metric, in torch and in onnxruntime, in the order of the table."""
+    by_metric = [[value for pair in zip(row.torch, row.onnxruntime, strict=True) for value in pair] for row in rows]
+    return list(zip(*by_metric, strict=True))
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -89,10 +103,14 @@ def run_seeds(chain: Chain, seeds: Sequence[int], folder: Path | None) -> list[R
 
 def _print(row: Row) -> None:
     print(
-        f"seed {row.seed}  {row.step:<34} MACs {row.macs:.3f}  torch {row.torch:.4f}  onnxruntime "
-        f"{row.onnxruntime:.4f}  {row.bytes:>8} bytes  {row.seconds:.0f} s",
+        f"seed {row.seed}  {row.step:<34} MACs {row.macs:.3f}  torch {_numbers(row.torch)}  onnxruntime "
+        f"{_numbers(row.onnxruntime)}  {row.bytes:>8} bytes  {row.seconds:.0f} s",
         flush=True,
     )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
 
 
 if __name__ == "__main__":

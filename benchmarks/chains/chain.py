@@ -47,19 +47,20 @@ class Chain:
     shrink: Callable[[Program], Program]
     items: Iterable[Any] = field(repr=False)
     calibration: Sequence[Any] = field(repr=False)
-    evaluate: Evaluate = field(repr=False)
-    losses: Losses
+    metrics: Mapping[str, Evaluate] = field(repr=False)
+    losses: Losses | Mapping[str, Losses]
     tune: Training
     quantized: Training
-    inputs: tuple[Tensor, ...] = field(repr=False)
-    taps: Losses = ()
+    inputs: tuple[Tensor, ...] | dict[str, Tensor] = field(repr=False)
+    taps: Losses | Mapping[Key, Losses] = ()
     alone: Training | None = None
+    stored: bool = False
     target: str = field(default_factory=this_machine)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model of a chain: its metrics in torch and in onnxruntime, its file, and its speed against the dense float."""
+    """One model of a chain: its metrics in torch and in onnxruntime, its file, and its speed, dense float being 1."""
 
     seed: int
     step: str
@@ -71,9 +72,10 @@ class Row:
     speedup: float = 1.0
 
 
-def run(chain: Chain, seed: int, folder: Path, report: Callable[[Row], None]) -> list[Row]:
+def run(chain: Chain, seed: int, folder: Path, report: Callable[[Row], None], timing: float = 6.0) -> list[Row]:
     """Run a chain from one seed; files go to the folder, named after the steps. Every file is validated.
 
+    `timing`: the seconds in which all files run in turn.
     Raises ValidationError if a file does not compute what its Program does.
     """
     rows, files, whole = [], [], 0
@@ -90,7 +92,7 @@ def run(chain: Chain, seed: int, folder: Path, report: Callable[[Row], None]) ->
         files.append(path)
         report(rows[-1])
         start = time.perf_counter()
-    times = race([Session(path) for path in files], inputs, seconds=6.0)
+    times = race([Session(path) for path in files], inputs, timing)
     return [replace(row, speedup=time.speedup or 1.0) for row, time in zip(rows, times, strict=True)]
 
 
@@ -117,7 +119,8 @@ def _steps(chain: Chain, seed: int, folder: Path) -> Iterator[tuple[str, Program
 
 
 def _converted(chain: Chain, program: Program) -> Program:
-    return Pipeline((passes.Quantize(chain.calibration, target=chain.target, correct_bias=True),))(program)
+    quantize = passes.Quantize(chain.calibration, target=chain.target, correct_bias=True)
+    return Pipeline((quantize, passes.QuantizeEmbeddings()))(program)
 
 
 def _trained(chain: Chain, program: Program, training: Training) -> Program:
@@ -139,12 +142,12 @@ def _trained_int8(chain: Chain, program: Program, teacher: Teacher, seed: int) -
     )(program)
     joint = passes.AttachTeacher(teacher, chain.losses)(ready)
     trained = passes.DetachTeacher()(_trained(chain, joint, replace(chain.quantized, seed=seed)))
-    return Pipeline((passes.FixScales(), passes.Convert(chain.target)))(trained)
+    return Pipeline((passes.FixScales(), passes.Convert(chain.target), passes.QuantizeEmbeddings()))(trained)
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Batches of samples, labels and ids in a new random order each time, `augment`ed; what is left over is left out."""
+    """Batches of samples, labels and ids in a new random order each time, `augment`ed; what is left over is left."""
 
     samples: Tensor = field(repr=False)
     labels: Tensor | None = field(repr=False)

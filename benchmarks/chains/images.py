@@ -62,9 +62,11 @@ def fashion(epochs: float = 2.0) -> Chain:
     )
 
 
-def digits() -> Chain:
-    """Return a chain of seconds on the demo's digits, resized to 32x32 pixels."""
-    return _chain("the demo's digits", demo_data("train"), demo_data("test"), width=16, epochs=8, augment=lambda x: x)
+def digits(epochs: float = 8.0) -> Chain:
+    """Return a chain of seconds on the demo's digits, resized to 32x32 pixels; `epochs` as in fashion()."""
+    return _chain(
+        "the demo's digits", demo_data("train"), demo_data("test"), width=16, epochs=epochs, augment=lambda x: x
+    )
 
 
 def _chain(
