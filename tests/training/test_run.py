@@ -77,7 +77,7 @@ def baked(program: Program) -> Program:
     """Make a number in the graph of the weights that there are now."""
     edit = Edit(program, by=baked)
     output = edit.graph.output_node()
-    (logits,) = output.args[0]  # type: ignore[misc, union-attr]
+    logits = output.all_input_nodes[0]
     number = 1 + float(program.module.get_parameter("head.weight").detach().square().sum())
     output.args = ((edit.call(torch.ops.aten.mul.Scalar, logits, number, before=output),),)
     return edit.finish()
