@@ -128,7 +128,9 @@ def _kernel(program: Program, node: fx.Node) -> Kernel | None:
     if not _are_scales_along_channels(nodes, row.channels) or not _is_plain(node):
         return None
     bias = argument(node, "bias") if any(a.name == "bias" for a in op_of(node)._schema.arguments) else None
-    output = _quantize_after(program, node)
+    # A linear adds a bias that is stored as float to the float result: only what it then gives is quantized.
+    adds_floats = row.float_result and bias is not None and bias.target is not dequantize
+    output = None if adds_floats else _quantize_after(program, node)
     return None if output is None and not row.float_result else Kernel(node, nodes, bias, output)
 
 

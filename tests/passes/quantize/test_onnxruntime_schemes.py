@@ -73,3 +73,11 @@ def test_saturation_inside_narrower_limits(clip: object, scheme: Scheme, target:
     torch.manual_seed(1)
     x = 9 * torch.randn(2, 4, 8, 8)
     assert_exact(program_of(Clipped(), x), x, target, scheme, 8.0)
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "portable"])
+def test_the_bias_of_a_linear_before_a_relu_with_few_bits(target: str) -> None:
+    """Steps of 4 bits times 4 bits are wide: a bias that the kernel adds in float must not be rounded to them."""
+    x = torch.randn(64, 16)
+    program = program_of(nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)), x)
+    assert_exact(program, x, target, Scheme(4, 4, clip_weights="mse"), 10.0)
