@@ -103,7 +103,10 @@ class Reader:
         if isinstance(item, Mapping):
             return {name: item[name] for name in EXTRAS if name in item}
         if isinstance(item, (tuple, list)):
-            return dict(zip(EXTRAS, item[self._inputs() :], strict=False))
+            extras = item[self._inputs() :]
+            if len(extras) == 1 and "ids" in self.needs and "labels" not in self.needs:
+                return {"ids": extras[0]}  # as with_ids() gives them for data without labels
+            return dict(zip(EXTRAS, extras, strict=False))
         return {}
 
     def _inputs(self) -> int:

@@ -42,11 +42,23 @@ def test_labels_may_be_absent(item: Any) -> None:
     assert Reader(network()[1], {})(item, 0).labels is None
 
 
-@pytest.mark.parametrize("item", [(IMAGES, LABELS), {"x": IMAGES, "labels": LABELS}])
-def test_missing_ids_are_named(item: Any) -> None:
+@pytest.mark.parametrize(
+    ("item", "needs"),
+    [
+        ((IMAGES, LABELS), ("labels", "ids")),
+        ((IMAGES,), ("ids",)),
+        ({"x": IMAGES, "labels": LABELS}, ("ids",)),
+    ],
+)
+def test_missing_ids_are_named(item: Any, needs: tuple[str, ...]) -> None:
     text = r"Training item 4: it has no ids, which the tap 'logits' needs\. Give tuples \(x, labels, ids\), or dicts"
     with pytest.raises(DataError, match=text):
-        Reader(network()[1], {"ids": "the tap 'logits'"})(item, 4)
+        Reader(network()[1], dict.fromkeys(needs, "the tap 'logits'"))(item, 4)
+
+
+def test_data_without_labels_may_have_ids_behind_the_inputs() -> None:
+    found = Reader(network()[1], {"ids": "the tap 'logits'"})((IMAGES, IDS), 0)
+    assert found.labels is None and found.ids is IDS
 
 
 def test_a_tuple_has_all_inputs_first(tokens: Program) -> None:
