@@ -51,7 +51,11 @@ def _free_prefix(edit: Edit) -> str:
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach(), requires_grad=False)
+    """Return a tensor as a parameter that is not trained; kernels in the layout that convolutions run faster in."""
+    value = value.detach()
+    if value.ndim == 4 and value.is_floating_point():
+        value = value.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(value, requires_grad=False)
 
 
 def _with_outputs(program: Program, nodes: Collection[fx.Node]) -> Program:
