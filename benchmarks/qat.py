@@ -131,8 +131,9 @@ def compare(model: RealModel, bits: str, way: Way, seeds: Sequence[int], target:
     """Quantize a model after training and by training; print and return the figures."""
     captured = fxopt.capture(model.build(), model.inputs(2), dynamic=model.dynamic)
     items = model.calibration()
-    passes = (*CLEANUP, InsertObservers(target), Calibrate(items, target=target, scheme=BITS[bits]))
-    calibrated, correct = Pipeline(passes)(captured), CorrectBias(items, SAMPLES)
+    calibrate = Calibrate(items, target=target, scheme=BITS[bits])
+    calibrated = Pipeline((*CLEANUP, InsertObservers(target), calibrate))(captured)
+    correct = CorrectBias(items, SAMPLES)
     makers: dict[str, Callable[[], Program]] = {
         "PTQ, nearest": lambda: correct(calibrated),
         "PTQ, AdaRound": lambda: correct(AdaRound(items, SAMPLES, iterations=ITERATIONS)(calibrated)),
@@ -151,7 +152,7 @@ def summary(rows: Sequence[Row]) -> str:
     """Say in a line what training gains over the best way without."""
     before = max(row.torch for row in rows if row.way.startswith("PTQ"))
     trained = [row for row in rows if row.way.startswith("QAT")]
-    apart = max(abs(row.torch - row.onnxruntime) for row in rows)
+    apart = max(abs(row.torch - row.onnxruntime) for row in trained or rows)
     if not trained:
         return f"{rows[0].bits}: PTQ {100 * before:.2f}"
     deviation = statistics.stdev(row.torch for row in trained) if len(trained) > 1 else 0.0
@@ -159,7 +160,7 @@ def summary(rows: Sequence[Row]) -> str:
     exported = statistics.mean(row.onnxruntime for row in trained)
     return (
         f"{rows[0].bits}: PTQ {100 * before:.2f}, QAT {100 * mean:.2f} ± {100 * deviation:.2f}, {len(trained)} seeds, "
-        f"in onnxruntime {100 * exported:.2f}; torch and onnxruntime at most {100 * apart:.2f} points apart"
+        f"in onnxruntime {100 * exported:.2f}; a seed's two at most {100 * apart:.2f} points apart"
     )
 
 

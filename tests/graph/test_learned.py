@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_smooth_parts(seed: int, limits: tuple[int, i
     wide = scale if axis is None else scale.reshape([-1 if dim == axis else 1 for dim in range(2)])
     zeros = zero.double().reshape(wide.shape).requires_grad_()
     step, value = wide.clone().requires_grad_(), x.clone().requires_grad_()
-    (smooth(value, step, zeros, (x / wide).round() - x / wide, low, high) * upstream).sum().backward()
+    (smooth(value, step, zeros, (x / wide).round() - x / wide, low, high) * upstream).sum().backward()  # type: ignore[no-untyped-call]
     assert step.grad is not None and zeros.grad is not None and value.grad is not None
     factor = 1 / math.sqrt(x.numel() / scale.numel() * max(-low, high))
     floor = torch.maximum(scale, scale.max() * FLOOR)

@@ -16,8 +16,8 @@ from fxopt.passes.quantize import Calibrate, InsertObservers, Scheme
 
 def calibrated(module: nn.Module, x: Tensor, scheme: Scheme | None = None, target: str = "x86") -> Program:
     """Capture a module with a dynamic batch and put its values and weights on a grid; the weights are its own."""
-    passes = (*CLEANUP, InsertObservers(target), Calibrate([x], target=target, scheme=scheme or Scheme()))
-    return Pipeline(passes)(capture(module.eval(), x, dynamic="batch"))
+    calibrate = Calibrate([x], target=target, scheme=scheme or Scheme())
+    return Pipeline((*CLEANUP, InsertObservers(target), calibrate))(capture(module.eval(), x, dynamic="batch"))
 
 
 def train(program: Program, x: Tensor, steps: int = 3, rate: float = 0.02, seed: int = 0) -> list[float]:
@@ -31,7 +31,7 @@ def train(program: Program, x: Tensor, steps: int = 3, rate: float = 0.02, seed:
     for _ in range(steps):
         loss = functional.mse_loss(module(x)[0], goal)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses

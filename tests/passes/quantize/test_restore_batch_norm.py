@@ -83,8 +83,8 @@ def normed(zero_gamma: bool = False) -> nn.Module:
 def programs(module: nn.Module, x: Tensor, scheme: Scheme | None = None) -> tuple[Program, Program]:
     """Return the captured and the calibrated Program."""
     source = capture(module, x, dynamic="batch")
-    passes = (*CLEANUP, InsertObservers(), Calibrate([x], scheme=scheme or Scheme()))
-    return source, Pipeline(passes)(source)
+    calibrate = Calibrate([x], scheme=scheme or Scheme())
+    return source, Pipeline((*CLEANUP, InsertObservers(), calibrate))(source)
 
 
 def batch_norms(program: Program) -> int:
