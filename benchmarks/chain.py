@@ -90,14 +90,14 @@ def main() -> int:
     return 0
 
 
-def run_seeds(chain: Chain, seeds: Sequence[int], folder: Path | None) -> list[Row]:
-    """Run a chain once a seed, and print each step as it is done."""
+def run_seeds(chain: Chain, seeds: Sequence[int], folder: Path | None, timing: float = 6.0) -> list[Row]:
+    """Run a chain once a seed, and print each step as it is done; `timing`: seconds to time the files of a seed in."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in seeds:
             place = (folder or Path(temporary)) / f"seed{seed}"
             place.mkdir(parents=True, exist_ok=True)
-            rows += run(chain, seed, place, _print)
+            rows += run(chain, seed, place, _print, timing)
     return rows
 
 

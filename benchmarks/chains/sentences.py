@@ -103,8 +103,8 @@ def encoder_chain(
         calibration=calibration,
         metrics=metrics,
         losses=(passes.FeatureHint(), passes.CosineSimilarity()),
-        tune=Training(epochs=epochs, optimizer=AdamW(rate=3e-4), schedule=schedules.Cosine(warm_up=0.1)),
-        quantized=Training(epochs=epochs / 4, optimizer=AdamW(rate=5e-5), schedule=schedules.Cosine(warm_up=0.1)),
+        tune=Training(epochs=epochs, optimizer=AdamW(rate=1e-3), schedule=schedules.Cosine(warm_up=0.1)),
+        quantized=Training(epochs=epochs / 4, optimizer=AdamW(rate=1e-4), schedule=schedules.Cosine(warm_up=0.1)),
         inputs=inputs,
     )
 
