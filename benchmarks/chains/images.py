@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,18 +56,16 @@ def accuracy(model: Callable[..., Any], images: Tensor, labels: Tensor) -> float
     return (found == labels).double().mean().item()
 
 
-def fashion(epochs: float = 2.0) -> Chain:
-    """Return the chain on Fashion-MNIST; `epochs` is how long the teacher, and then the student, is trained."""
-    return _chain(
-        "Fashion-MNIST", fashion_data("train"), fashion_data("t10k"), width=64, epochs=epochs, augment=mirrored
-    )
+def fashion(teacher: float = 5.0, student: float = 2.0, quantized: float = 0.5) -> Chain:
+    """Return the chain on Fashion-MNIST. The arguments are the epochs of each training."""
+    data = ("Fashion-MNIST", fashion_data("train"), fashion_data("t10k"))
+    return _chain(*data, width=64, epochs=(teacher, student, quantized), augment=mirrored)
 
 
 def digits(epochs: float = 8.0) -> Chain:
-    """Return a chain of seconds on the demo's digits, resized to 32x32 pixels; `epochs` as in fashion()."""
-    return _chain(
-        "the demo's digits", demo_data("train"), demo_data("test"), width=16, epochs=epochs, augment=lambda x: x
-    )
+    """Return a chain of seconds on the demo's digits, resized to 32x32 pixels."""
+    data = ("the demo's digits", demo_data("train"), demo_data("test"))
+    return _chain(*data, width=16, epochs=(epochs, epochs, epochs / 2), augment=lambda images: images)
 
 
 def _chain(
@@ -74,18 +73,18 @@ def _chain(
     train_data: tuple[Tensor, Tensor],
     test_data: tuple[Tensor, Tensor],
     width: int,
-    epochs: float,
+    epochs: tuple[float, float, float],
     augment: Callable[[Tensor], Tensor],
 ) -> Chain:
     items = Shuffled(*train_data, BATCH, augment)
     calibration = list(batches(train_data[0][:512], 32))
-    hard, soft = passes.CrossEntropy(label_smoothing=0.05), passes.CrossEntropy(weight=0.1)
-    tune = Training(epochs=epochs, task=soft, optimizer=momentum(0.05), schedule=schedules.OneCycle(warm_up=0.2))
+    hard, soft = passes.CrossEntropy(), passes.CrossEntropy(weight=0.1)
+    tune = Training(epochs=epochs[1], task=soft, optimizer=momentum(0.05), schedule=schedules.OneCycle(warm_up=0.2))
 
     def teacher(seed: int) -> Program:
         torch.manual_seed(seed)
         program = capture(ResidualNetwork(width).eval(), items.samples[:8], dynamic="batch")
-        options = Training(epochs=epochs, task=hard, optimizer=momentum(0.1), schedule=tune.schedule, seed=seed)
+        options = Training(epochs=epochs[0], task=hard, optimizer=momentum(0.1), schedule=tune.schedule, seed=seed)
         return train(program, items, options)
 
     def shrink(program: Program) -> Program:
@@ -100,9 +99,9 @@ def _chain(
         items=items,
         calibration=calibration,
         metrics={"accuracy": functools.partial(accuracy, images=test_data[0], labels=test_data[1])},
-        losses=passes.KLDivergence(temperature=2.0, weight=0.9),
+        losses=passes.KLDivergence(temperature=4.0, weight=0.9),
         tune=tune,
-        alone=Training(epochs=epochs, task=hard, optimizer=tune.optimizer, schedule=tune.schedule),
-        quantized=Training(epochs=epochs / 2, task=soft, optimizer=AdamW(rate=1e-3), schedule=schedules.Cosine()),
+        alone=replace(tune, task=hard),
+        quantized=Training(epochs=epochs[2], task=soft, optimizer=AdamW(rate=3e-4), schedule=schedules.Cosine()),
         inputs=(test_data[0][:16],),
     )
