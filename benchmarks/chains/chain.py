@@ -86,7 +86,7 @@ def run(chain: Chain, seed: int, folder: Path, report: Callable[[Row], None], ti
         path = folder / f"{step.replace(' ', '-')}.onnx"
         to_onnx(program, path, target=chain.target)
         validate(path, program, inputs, target=chain.target, raise_on_failure=True)
-        scores = [_scores(chain, model) for model in (program, OnnxCallable(path, program))]
+        scores = (_scores(chain, program), _scores(chain, OnnxCallable(path, program)))
         size, seconds = path.stat().st_size, time.perf_counter() - start
         rows.append(Row(seed, step, macs(program) / whole, *scores, size, seconds))
         files.append(path)

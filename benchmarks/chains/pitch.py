@@ -14,12 +14,12 @@ from fxopt.training.optimizers import AdamW
 
 SHARE = 1 / 32  # of the multiply-accumulates of the teacher: about those of the tiny CREPE
 SEEDS = range(10, 15)  # of the notes to train on; 0 and 1 are those of benchmarks.real_models.pitch
-FRAMES, BATCH = 2048, 32
-CALIBRATION = 256
+FRAMES, BATCH = 1792, 32
+CALIBRATION = 192
 
 
 def frames() -> Tensor:
-    """Return what is trained on, mixed: notes, and frames of the first half of the speech, each 25 ms, [2048, 1024]."""
+    """Return what is trained on, mixed: notes, and frames of the first half of the speech, each 25 ms, [1792, 1024]."""
     half = speech()[: len(speech_frames()) // 2 * HOP]
     spoken = normalised(half.unfold(0, WINDOW, HOP // 2))
     both = torch.cat([*(notes(seed)[0] for seed in SEEDS), spoken])
@@ -50,8 +50,7 @@ def crepe() -> Chain:
         return capture(tracking_statistics(build("full")), samples[:4], dynamic="batch")
 
     def shrink(program: Program) -> Program:
-        score = passes.ActivationTimesWeight(calibration)
-        removal = passes.RemoveChannels(macs=SHARE, score=score, ranking="local")
+        removal = passes.RemoveChannels(macs=SHARE, ranking="local")
         return Pipeline((removal, passes.RepairWeights(program, calibration)))(program)
 
     return Chain(
@@ -66,6 +65,6 @@ def crepe() -> Chain:
         losses=passes.BinaryCrossEntropy(logits=False),
         tune=Training(epochs=8, optimizer=AdamW(rate=2e-3), schedule=schedules.Cosine(warm_up=0.1)),
         quantized=Training(epochs=2, optimizer=AdamW(rate=2e-4), schedule=schedules.Cosine()),
-        inputs=(samples[:16],),
+        inputs=(samples[:8],),
         stored=True,
     )

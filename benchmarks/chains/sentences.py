@@ -14,7 +14,6 @@ from benchmarks.real_models.sentences import (
     SCORED,
     TRAIN,
     build,
-    example_inputs,
     lee_documents,
     rated_sentences,
     sentiment_accuracy,
@@ -69,7 +68,7 @@ def minilm() -> Chain:
         LAYERS,
         items,
         {"Pearson correlation": similarity_correlation, "accuracy": sentiment_accuracy},
-        inputs=example_inputs(8),
+        inputs=tokens([document.partition(". ")[0] for document in lee_documents("lee_background.cor")[:8]]),
     )
 
 
