@@ -157,18 +157,21 @@ def check(layer: Layer, shape: tuple[int, ...], path: Path, kernel: str) -> Prog
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.vnni
 def test_conv_equals_qlinearconv(dtype: torch.dtype, per_channel: bool, bias: bool, tmp_path: Path) -> None:
     program = check(make_conv(dtype, per_channel, bias), (2, 16, 13, 11), tmp_path, "QLinearConv")
     assert len(find_kernels(program)) == 1
 
 
 @pytest.mark.parametrize("groups", [4, 16])
+@pytest.mark.vnni
 def test_grouped_conv_equals_qlinearconv(groups: int, tmp_path: Path) -> None:
     check(make_conv(torch.uint8, True, True, groups=groups, y_scale=0.031), (2, 16, 13, 11), tmp_path, "QLinearConv")
 
 
 @pytest.mark.parametrize(("dtype", "zero_point"), [(torch.uint8, 0), (torch.int8, -128)])
 @pytest.mark.parametrize("bound", [float("inf"), 6.0])
+@pytest.mark.vnni
 def test_redundant_clamp_belongs_to_the_kernel(
     dtype: torch.dtype, zero_point: int, bound: float, tmp_path: Path
 ) -> None:
@@ -195,10 +198,12 @@ def matmul_layer() -> Layer:
     )  # fmt: skip
 
 
+@pytest.mark.vnni
 def test_matmul_equals_qlinearmatmul(tmp_path: Path) -> None:
     check(matmul_layer(), (3, 7, 24), tmp_path, "QLinearMatMul")
 
 
+@pytest.mark.vnni
 def test_linear_equals_qgemm(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     layer = make_conv(
@@ -217,6 +222,7 @@ def test_weight_scale_along_the_summed_axis_is_no_kernel() -> None:
     assert find_kernels(capture(QuantizedLayer(layer), torch.randn(5, 24))) == []
 
 
+@pytest.mark.vnni
 def test_linear_without_quantize_equals_matmulintegertofloat(tmp_path: Path) -> None:
     layer = matmul_layer()
     module = QuantizedLayer(layer)
@@ -236,6 +242,7 @@ def test_linear_without_quantize_equals_matmulintegertofloat(tmp_path: Path) -> 
     np.testing.assert_allclose(actual.numpy(), expected, rtol=3e-7)
 
 
+@pytest.mark.vnni
 def test_float_bias_is_rounded_as_onnxruntime_does(tmp_path: Path) -> None:
     layer = make_conv(torch.uint8, True, True)
     module = QuantizedLayer(layer)

@@ -37,6 +37,7 @@ def session_of(program: Program, target: str) -> Session:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("net", "x"), EXACT)
+@pytest.mark.vnni
 def test_convolutional_networks_are_fused_whole_and_exact(net: type[nn.Module], x: Tensor, target: str) -> None:
     program = Quantize([x], target)(program_of(net(), x))
     census = census_of(program, target)
@@ -55,6 +56,7 @@ def test_convolutional_networks_are_fused_whole_and_exact(net: type[nn.Module], 
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.vnni
 def test_linears_of_a_transformer_are_integer_with_one_quantization_for_query_key_and_value(target: str) -> None:
     program = Quantize([TOKENS], target)(program_of(Encoder(), TOKENS))
     census = census_of(program, target)
@@ -69,6 +71,7 @@ def test_linears_of_a_transformer_are_integer_with_one_quantization_for_query_ke
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("rank", [2, 3, 4])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.vnni
 def test_a_linear_of_any_rank_is_an_integer_kernel(target: str, rank: int, bias: bool) -> None:
     x = torch.randn(*[2, 3, 4, 24][-rank:])
     program = Quantize([x], target)(capture(nn.Linear(24, 17, bias=bias), x, dynamic="batch"))
@@ -92,6 +95,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.vnni
 def test_single_convolutions_are_bit_exact(name: str, target: str) -> None:
     layer = LAYERS[name]()
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
@@ -104,6 +108,7 @@ def test_single_convolutions_are_bit_exact(name: str, target: str) -> None:
     assert torch.equal(actual, expected)
 
 
+@pytest.mark.vnni
 def test_a_float_convolution_between_integer_ones_keeps_its_float_weight() -> None:
     """Left to itself, onnxruntime quantizes such a weight with one scale for all channels."""
 
@@ -136,6 +141,7 @@ def test_a_calibrated_program_can_be_exported_as_it_is() -> None:
     assert torch.allclose(Session(to_onnx(observed).proto)(x)[0], observed(x), atol=1e-4)
 
 
+@pytest.mark.vnni
 def test_integers_hold_at_other_sizes_of_dynamic_dimensions() -> None:
     program = capture(Residual().eval(), images(), dynamic={"x": {0: "batch", 2: "height", 3: "width"}})
     quantized = Quantize([images(), images(1, 64)])(program)
@@ -146,6 +152,7 @@ def test_integers_hold_at_other_sizes_of_dynamic_dimensions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "mobilenet_v3_small"])
+@pytest.mark.vnni
 def test_architectures_of_torchvision(name: str) -> None:
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
@@ -163,6 +170,7 @@ def test_architectures_of_torchvision(name: str) -> None:
     assert sqnr(run_integer(quantized, (x,))[0], session_of(quantized, "x86")(x)[0]) > 60
 
 
+@pytest.mark.vnni
 def test_average_pools_and_leaky_relus_between_integers() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -184,6 +192,7 @@ def test_average_pools_and_leaky_relus_between_integers() -> None:
 
 
 @pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.vnni
 def test_a_padding_between_integers_costs_no_float_op(readers: int) -> None:
     """Asymmetric padding, as of models from TensorFlow, is a node of its own."""
 
@@ -210,6 +219,7 @@ def test_a_padding_between_integers_costs_no_float_op(readers: int) -> None:
     assert torch.equal(actual, run_integer(program, (x,))[0])
 
 
+@pytest.mark.vnni
 def test_a_float_convolution_behind_a_pool_keeps_its_float_weight() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
