@@ -21,6 +21,7 @@ from fxopt.training.checkpoints import Checkpoint, read_checkpoint, replay, rest
 from fxopt.training.folder import Folder, Progress, identity_of, progress_of
 from fxopt.training.items import Reader, check_data
 from fxopt.training.joint_batch_norm import with_joint_statistics
+from fxopt.training.layout import training_layout
 from fxopt.training.log import LogFiles, Means, ProgressBar
 from fxopt.training.objective import Objective, loss_names
 from fxopt.training.options import Evaluate, Training
@@ -42,7 +43,7 @@ class Run:
         self.steps = step_count(data, training)
         self.changes = sorted(training.changes.items())
         self.accelerator = accelerator_for(program, training)
-        self.program = own_copy(program, torch.channels_last).train()  # convolutions train a sixth faster in it
+        self.program = own_copy(program, training_layout(program)).train()
         self.optimizer = make_optimizer(self.program, training)
         self.schedule = training.schedule(self.optimizer, self.steps)
         self.progress = Progress()
