@@ -75,6 +75,7 @@ def result(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> fxopt.
     return found
 
 
+@pytest.mark.vnni
 def test_the_file_is_there_alone_and_agrees_with_the_program(result: fxopt.Result) -> None:
     assert result.output is not None and list(result.output.parent.iterdir()) == [result.output]
     logits, _ = Session(result.output)(X)
@@ -82,10 +83,12 @@ def test_the_file_is_there_alone_and_agrees_with_the_program(result: fxopt.Resul
     assert torch.allclose(logits, expected, atol=0.02 * float(expected.max() - expected.min()))
 
 
+@pytest.mark.vnni
 def test_the_model_is_left_as_it_was(model: nn.Module, result: fxopt.Result) -> None:
     assert model.training and all(module.training for module in model.modules())
 
 
+@pytest.mark.vnni
 def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None:
     report = result.report
     assert report.target == "x86" and report.recipe == "int8-static"
@@ -97,6 +100,7 @@ def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.vnni
 def test_the_report_has_a_row_for_each_layer(result: fxopt.Result) -> None:
     rows = {row.name: row for row in result.report.layers}
     assert [rows[name].precision for name in ("conv2d", "conv2d_1", "linear")] == ["int8"] * 3
@@ -108,6 +112,7 @@ def test_the_report_has_a_row_for_each_layer(result: fxopt.Result) -> None:
     assert result.report.to_dict()["layers"][0]["name"] == "conv2d"
 
 
+@pytest.mark.vnni
 def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
     assert result.validation.ok
     assert any(node.target is quantize for node in result.program.graph.nodes)
@@ -115,6 +120,7 @@ def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
 
 
 @pytest.mark.parametrize(("integer_seconds", "tried"), [(60e-6, True), (40e-6, False)])
+@pytest.mark.vnni
 def test_dynamic_linears_alone_are_tried_where_they_may_be_about_as_fast(
     integer_seconds: float, tried: bool, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -182,6 +188,7 @@ def test_dynamic_int8_needs_no_data_and_leaves_convolutions_float(model: nn.Modu
     assert fxopt.load(_saved(found.program, tmp_path))(X)["logits"].shape == (len(X), 3)
 
 
+@pytest.mark.vnni
 def test_data_free_int8_takes_its_ranges_from_batch_norms(model: nn.Module) -> None:
     found = fxopt.compile(model, X[:1], recipe="int8-data-free", target="x86", dynamic="batch", measure=False)
     assert found.report.recipe == "int8-data-free" and found.validation.ok
@@ -213,6 +220,7 @@ def test_data_free_int8_needs_batch_norms_and_is_named_where_data_is_missing() -
 
 @pytest.mark.parametrize("name", [name for name in fxopt.TARGETS if name.startswith("x86")])
 @pytest.mark.parametrize("recipe", ["int8", "int8-dynamic"])
+@pytest.mark.vnni
 def test_the_target_of_this_machine_is_in_report_and_metadata(
     model: nn.Module, recipe: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +262,7 @@ def test_a_recipe_can_be_a_list_of_passes(model: nn.Module) -> None:
     assert found.report.history == ("FoldBatchNorm()",) and found.report.recipe == "custom"
 
 
+@pytest.mark.vnni
 def test_what_onnxruntime_does_not_fuse_goes_back_to_float(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A census that finds an unfused node once: the node must be float in the next round, and the reason kept."""
     real, rounds = JOB.validate, []

@@ -51,6 +51,7 @@ TOKENS = torch.randint(0, 500, (2, 6), generator=torch.Generator().manual_seed(0
     ],
     ids=["lstm", "tagger"],
 )
+@pytest.mark.vnni
 def test_all_outputs_are_proved(model: nn.Module, example: Tensor, kernels: dict[str, str], tmp_path: Path) -> None:
     name = "tokens" if isinstance(model, Tagger) else "input"
     found = fxopt.compile(

@@ -32,6 +32,7 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize(("speeds", "expected"), [((1.5, 1.6), "static"), ((1.5, 1.9), "mixed"), ((0.9, 0.8), "float")])
+@pytest.mark.vnni
 def test_int8_is_what_was_best_when_timed(
     speeds: tuple[float, float], expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_int8_is_what_was_best_when_timed(
 
 
 @pytest.mark.parametrize(("failing", "is_float"), [("static", False), ("mixed", False), ("static mixed dynamic", True)])
+@pytest.mark.vnni
 def test_a_candidate_that_is_not_proved_is_out(
     failing: str, is_float: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -82,6 +84,7 @@ def test_a_candidate_that_is_not_proved_is_out(
     assert f"{failing.split()[0]} is out: {failing.split()[0]}.onnx is not proved: it differs" in found.report.notes
 
 
+@pytest.mark.vnni
 def test_a_candidate_without_integers_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """An LSTM has no static form: of its two ways one is the float model, and exact."""
     monkeypatch.setattr("fxopt.choose.NOISE", 100.0)  # nothing is too slow
@@ -120,6 +123,7 @@ def test_the_float_program_is_gone_when_files_are_timed(monkeypatch: pytest.Monk
         fxopt.compile(nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)), x, calibration=[x], target="x86")
 
 
+@pytest.mark.vnni
 def test_the_race_of_int8_is_a_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxopt.outcome.WORTH_A_TRY", 2.0)
     x = torch.randn(2, 16, 8, 8)

@@ -105,6 +105,7 @@ def test_calibration_brings_the_outputs_nearer(untimed: fxopt.Result) -> None:
 
 
 @pytest.mark.parametrize("faster", ["integers", "floats"])
+@pytest.mark.vnni
 def test_what_is_left_is_quantized(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tell(monkeypatch, speedup=2.0)
 
@@ -125,6 +126,7 @@ def test_what_is_left_is_quantized(faster: str, monkeypatch: pytest.MonkeyPatch)
     assert not report.is_float and report.differences[0].max_error > 0  # the dense model is what it is compared with
 
 
+@pytest.mark.vnni
 def test_integers_without_a_clock() -> None:
     data = [torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2, 6)]
     result = fxopt.compile(net(), X, recipe="prune-int8", calibration=data, measure=False, **OPTIONS)

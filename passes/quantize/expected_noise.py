@@ -12,6 +12,8 @@ from fxopt.passes.quantize.quantize_data_free import QuantizeDataFree
 from fxopt.passes.quantize.weight_scales import largest_integer, symmetric_scales
 from fxopt.target import find_target
 
+ROUNDING = 1e-12  # a variance below this share of the squared mean is what float64 leaves of none
+
 
 def expected_noise(program: Program, step: QuantizeDataFree) -> float:
     """Return the variance of rounding errors over that of the exact values, averaged over channels, then over layers.
@@ -30,8 +32,9 @@ def expected_noise(program: Program, step: QuantizeDataFree) -> float:
         layer = layer_at(program.module, node) if node.name in placement.integer else None
         if layer is not None and node.name in step.moments:
             noise = _noise(layer, step, steps[layer.source.name])
-            variance = step.moments[node.name].variance
-            ratios.append(float(torch.where(noise < variance, noise / variance, 1.0).mean()))
+            found = step.moments[node.name]
+            alive = found.variance > ROUNDING * found.mean.square()
+            ratios.append(float(torch.where(alive & (noise < found.variance), noise / found.variance, 1.0).mean()))
     return sum(ratios) / max(len(ratios), 1)
 
 

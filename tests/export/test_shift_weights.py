@@ -136,6 +136,7 @@ def test_only_the_convolutions_of_the_table_are_shifted() -> None:
 @pytest.mark.parametrize(
     ("net", "target"), [(Wide, TARGETS["x86-amx"]), (Residual, ALWAYS), (Inverted, ALWAYS), (Branches, ALWAYS)]
 )
+@pytest.mark.vnni
 def test_the_integers_are_the_same_in_onnxruntime(net: Callable[[], nn.Module], target: Target) -> None:
     x = images()
     program = Quantize([x])(program_of(net(), x))
@@ -161,6 +162,7 @@ def test_the_integers_are_the_same_in_onnxruntime(net: Callable[[], nn.Module], 
         nn.Conv1d(128, 128, 9, padding=4),
     ],
 )
+@pytest.mark.vnni
 def test_single_convolutions_are_bit_exact(layer: nn.Conv1d | nn.Conv2d) -> None:
     x = torch.randn(2, layer.in_channels, *[9] * len(layer.kernel_size))
     program = Quantize([x], "x86-amx")(program_of(layer, x))

@@ -170,6 +170,7 @@ def amx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Path]:
     return program, path
 
 
+@pytest.mark.vnni
 def test_kernels_of_a_target_are_compared_with_those_of_another(amx: tuple[Program, Path]) -> None:
     program, path = amx
     result = validate(path, program, (X,), target="x86-amx")
@@ -179,6 +180,7 @@ def test_kernels_of_a_target_are_compared_with_those_of_another(amx: tuple[Progr
 
 
 @pytest.mark.parametrize(("initializer", "is_large"), [("zero_point", True), ("int8", False)])
+@pytest.mark.vnni
 def test_a_kernel_that_computes_other_integers_is_found(
     amx: tuple[Program, Path], tmp_path: Path, initializer: str, is_large: bool
 ) -> None:

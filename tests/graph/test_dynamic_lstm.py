@@ -105,6 +105,7 @@ def assert_same(actual: tuple[Tensor, ...], expected: list[Tensor]) -> None:
     states=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.vnni
 def test_every_bit_is_that_of_onnxruntime(
     directions: int, sizes: tuple[int, int, int, int], bias: bool, states: bool, seed: int
 ) -> None:
@@ -117,6 +118,7 @@ def test_every_bit_is_that_of_onnxruntime(
     assert_same(dynamic_lstm(x, *(first or (None, None)), *layer.parameters), expected)
 
 
+@pytest.mark.vnni
 def test_several_threads_quantize_their_shares_of_the_batch_by_themselves() -> None:
     layer = draw_layer(1, 12, 64, True)
     x = torch.randn(20, 4, 12).clamp(-3, 3)

@@ -44,6 +44,7 @@ def assert_exact(program: object, x: Tensor, target: str, scheme: Scheme, least:
     [(net, name) for net in (Residual, Gated, Encoder) for name in SCHEMES]
     + [(net, "4-bit fixed point") for net in (Inverted, Branches)],
 )
+@pytest.mark.vnni
 def test_networks_are_fused_whole_and_exact(net: type[nn.Module], name: str) -> None:
     torch.manual_seed(0)
     assert_exact(program_of(net(), NETS[net]), NETS[net], "x86", *SCHEMES[name])
@@ -60,6 +61,7 @@ def test_other_targets_take_them_too(target: str, name: str) -> None:
 @pytest.mark.parametrize("clip", [functional.relu6, functional.hardtanh, functional.hardsigmoid])
 @pytest.mark.parametrize("scheme", [FIXED_POINT, Scheme(4, 4)])
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.vnni
 def test_saturation_inside_narrower_limits(clip: object, scheme: Scheme, target: str) -> None:
     class Clipped(nn.Module):
         def __init__(self) -> None:

@@ -34,6 +34,7 @@ def encoder() -> Program:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.vnni
 def test_linears_are_integer_kernels_with_the_very_same_values(encoder: Program, target: str) -> None:
     program = verify(QuantizeDynamic(target=target)(encoder), full=True)
     proto, settings = to_onnx(program, target=target).proto, TARGETS[target].session

@@ -69,6 +69,7 @@ def test_the_file_is_a_quarter_and_onnxruntime_reads_the_same_rows(target: str, 
 
 
 @pytest.mark.parametrize("target", ["x86", "portable"])
+@pytest.mark.vnni
 def test_a_tied_table_is_stored_once_for_the_embedding_and_the_linear(target: str, tmp_path: Path) -> None:
     program = language(tied=True)
     quantized = verify(Pipeline((QuantizeDynamic(target=target), QuantizeEmbeddings()))(program), full=True)

@@ -61,6 +61,7 @@ def program_of(form: dict[str, Any], states: bool) -> tuple[Program, tuple[Tenso
 
 
 @pytest.mark.parametrize(("name", "states"), list(zip(FORMS, (True, False, True, False, True), strict=True)))
+@pytest.mark.vnni
 def test_every_form_runs_in_integer_kernels_with_the_very_same_values(name: str, states: bool, tmp_path: Path) -> None:
     form = FORMS[name]
     program, inputs = program_of(form, states)

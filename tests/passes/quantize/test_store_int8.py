@@ -51,6 +51,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize(
     ("layer", "target"), [("gru", "x86"), ("gru without bias", "portable"), ("rnn", "x86"), ("lstm", "portable")]
 )
+@pytest.mark.vnni
 def test_the_file_shrinks_and_is_proved(layer: str, target: str, tmp_path: Path) -> None:
     program = program_of(LAYERS[layer]())
     stored = verify(Pipeline((QuantizeDynamic(target=target), StoreInt8()))(program), full=True)
