@@ -22,7 +22,12 @@ def test_a_chain_has_a_stage_behind_each_layer() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         return m.head(torch.tanh(m.second(torch.relu(m.norm(m.first(x))))))
 
-    layers = {"first": nn.Linear(6, 5), "norm": nn.LayerNorm(5), "second": nn.Linear(5, 4), "head": nn.Linear(4, 3)}
+    layers: dict[str, Any] = {
+        "first": nn.Linear(6, 5),
+        "norm": nn.LayerNorm(5),
+        "second": nn.Linear(5, 4),
+        "head": nn.Linear(4, 3),
+    }
     program = program_of(forward, X, **layers)
     assert names(program) == ["relu", "tanh"], "the norm and the activation belong to the layer; the output is no stage"
     assert count_layers(program) == 3
@@ -35,7 +40,7 @@ def test_a_residual_network_has_a_stage_at_the_end_of_each_block() -> None:
         x = x + m.fourth(torch.relu(m.third(x)))
         return m.head(x)
 
-    layers = {name: nn.Linear(6, 6) for name in ("stem", "first", "second", "third", "fourth", "head")}
+    layers: dict[str, Any] = {name: nn.Linear(6, 6) for name in ("stem", "first", "second", "third", "fourth", "head")}
     assert names(program_of(forward, X, **layers)) == ["linear", "add", "add_1"]
 
 
@@ -44,7 +49,7 @@ def test_what_is_made_of_the_inputs_alone_does_not_stand_in_the_way() -> None:
         scale = mask * 2
         return m.head(torch.relu(m.second(torch.relu(m.first(x)) * scale)) * scale)
 
-    layers = {"first": nn.Linear(6, 6), "second": nn.Linear(6, 6), "head": nn.Linear(6, 6)}
+    layers: dict[str, Any] = {"first": nn.Linear(6, 6), "second": nn.Linear(6, 6), "head": nn.Linear(6, 6)}
     assert names(program_of(forward, X, torch.ones(2, 6), **layers)) == ["mul_1", "mul_2"]
 
 
@@ -53,7 +58,8 @@ def test_parallel_branches_have_no_stage_until_they_meet() -> None:
         left, right = m.a(x), m.c(x)
         return m.head(m.b(torch.relu(left)) + m.d(torch.relu(right)))
 
-    assert names(program_of(forward, X, **{name: nn.Linear(6, 6) for name in ("a", "b", "c", "d", "head")})) == ["add"]
+    layers: dict[str, Any] = {name: nn.Linear(6, 6) for name in ("a", "b", "c", "d", "head")}
+    assert names(program_of(forward, X, **layers)) == ["add"]
 
 
 def test_recurrent_layers_and_embeddings_are_layers() -> None:
@@ -61,7 +67,11 @@ def test_recurrent_layers_and_embeddings_are_layers() -> None:
         return m.head(m.lstm(m.table(tokens))[0])
 
     tokens = torch.arange(6).reshape(2, 3)
-    layers = {"table": nn.Embedding(9, 4), "lstm": nn.LSTM(4, 5, batch_first=True), "head": nn.Linear(5, 2)}
+    layers: dict[str, Any] = {
+        "table": nn.Embedding(9, 4),
+        "lstm": nn.LSTM(4, 5, batch_first=True),
+        "head": nn.Linear(5, 2),
+    }
     program = program_of(forward, tokens, **layers)
     assert count_layers(program) == 3
     assert names(program) == ["embedding", "getitem"]
@@ -74,7 +84,7 @@ def test_no_value_before_a_cut_is_read_behind_it_but_one() -> None:
             x = torch.relu(layer(x)) + x
         return m.head(x), x.mean()
 
-    layers = {name: nn.Linear(6, 6) for name in ("stem", "a", "b", "head")}
+    layers: dict[str, Any] = {name: nn.Linear(6, 6) for name in ("stem", "a", "b", "head")}
     program = program_of(forward, X, **layers)
     order = list(program.graph.nodes)
     found = list(cuts(order))
