@@ -97,7 +97,9 @@ class Reader:
         for name, reader in self.needs.items():
             if extras.get(name) is None:
                 raise DataError(f"it has no {name}, which {reader} needs. Give {self._form(name)}.")
-        return Item(item_inputs(item, self.program), extras.get("labels"), extras.get("ids"))
+        # channels last would come in here again where training_layout() keeps it out
+        inputs = tuple(tensor.contiguous() for tensor in item_inputs(item, self.program))
+        return Item(inputs, extras.get("labels"), extras.get("ids"))
 
     def _extras(self, item: Any) -> dict[str, Any]:
         if isinstance(item, Mapping):

@@ -56,6 +56,11 @@ def test_missing_ids_are_named(item: Any, needs: tuple[str, ...]) -> None:
         Reader(network()[1], dict.fromkeys(needs, "the tap 'logits'"))(item, 4)
 
 
+def test_the_layout_of_an_input_is_the_plain_one() -> None:
+    found = Reader(network()[1], {})(IMAGES.to(memory_format=torch.channels_last), 0).inputs[0]
+    assert found.is_contiguous() and torch.equal(found, IMAGES)
+
+
 def test_data_without_labels_may_have_ids_behind_the_inputs() -> None:
     found = Reader(network()[1], {"ids": "the tap 'logits'"})((IMAGES, IDS), 0)
     assert found.labels is None and found.ids is IDS
