@@ -81,3 +81,18 @@ def test_the_error_is_that_of_the_worst_output_over_all_samples(tmp_path: Path) 
     assert (found.name, near.name) == ("other", "near")
     assert found.sqnr == pytest.approx(26.02, abs=0.01) and near.sqnr == pytest.approx(46.02, abs=0.01)
     assert found.latency.rounds >= 5 and found.latency.baseline_seconds is not None
+
+
+def test_the_middle_one_of_three_loads_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 5)
+    to_onnx(capture(nn.Tanh(), x), tmp_path / "m.onnx")
+    speedups = iter((0.8, 1.3, 1.0, 3.0, 2.0, 2.5))
+
+    def race(sessions: list[object], inputs: object, seconds: float) -> list[Measurement]:
+        assert len(sessions) == 2
+        return [Measurement(1.0, None, 5, 1, 0.0), Measurement(1.0, next(speedups), 5, 1, 0.0)]
+
+    monkeypatch.setattr("fxopt.choose.race", race)
+    files = dict.fromkeys(("first", "second"), tmp_path / "m.onnx")
+    found = try_candidates(files, tmp_path / "m.onnx", (x,), [(x,)], {})
+    assert [each.speedup for each in found] == [1.0, 2.5]
