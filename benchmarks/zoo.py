@@ -2,10 +2,11 @@
 
 Models run in child processes, so that a crash or a leak costs one of them. The float task compares onnxruntime with
 the eager model at two batch sizes (and a second sequence length where there is one), the int8 task with the converted
-Program: static ranges, and in transformers and recurrent networks dynamic ones for what has no static form. The prune
-task removes channels, so that a share of the multiply-accumulate operations goes (--ratio); that the rest computes what
-the masked original does is proved by the pass, and onnxruntime is compared with that. The task prune-torch-pruning does
-the same with that package (pip install --no-deps torch-pruning), see benchmarks/torch_pruning.py.
+Program, for the target of this machine: static ranges, and in transformers and recurrent networks dynamic ones for what
+has no static form. The prune task removes channels, so that a share of the multiply-accumulate operations goes
+(--ratio); that the rest computes what the masked original does is proved by the pass, and onnxruntime is compared with
+that. The task prune-torch-pruning does the same with that package (pip install --no-deps torch-pruning), see
+benchmarks/torch_pruning.py.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from fxopt.graph.capture import call_of, capture
 from fxopt.graph.cost import macs_by_node
 from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
+from fxopt.machine import this_machine
 from fxopt.passes.cleanup import CLEANUP, FoldBatchNorm
 from fxopt.passes.prune import ReestimateBatchNorm, RemoveChannels, channel_groups
 from fxopt.passes.quantize import Quantize, QuantizeDynamic, QuantizeEmbeddings, place
@@ -70,7 +72,7 @@ def run_model(model: ZooModel, outcome: Outcome) -> None:
         program = _quantize(model, program, outcome)
     with tempfile.TemporaryDirectory(prefix="fxopt-zoo-") as folder:
         path = Path(folder) / "model.onnx"
-        target = "x86" if outcome.task == "int8" else "portable"
+        target = this_machine() if outcome.task == "int8" else "portable"
         with outcome.timed("emit"):
             emitted = to_onnx(program, path, target=target)
         outcome.delegated = {op: len(nodes) for op, nodes in emitted.delegated.items()}
@@ -86,11 +88,12 @@ def run_model(model: ZooModel, outcome: Outcome) -> None:
 
 def _quantize(model: ZooModel, program: Program, outcome: Outcome) -> Program:
     data = [model.inputs(4), model.other_inputs(4)]
-    reasons = place(program, find_target("x86")).float_reasons
+    target = this_machine()
+    reasons = place(program, find_target(target)).float_reasons
     outcome.float_reasons = dict(Counter(reasons.values()))
-    steps: list[Pass] = [Quantize(data, target="x86")]
+    steps: list[Pass] = [Quantize(data, target=target)]
     if not model.is_cnn:  # recurrent ops have dynamic ranges alone, and tables are most of a small text model
-        steps += [QuantizeDynamic(target="x86"), QuantizeEmbeddings()]
+        steps += [QuantizeDynamic(target=target), QuantizeEmbeddings()]
     with outcome.timed("quantize"):
         return Pipeline(steps)(program)
 
