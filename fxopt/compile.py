@@ -27,7 +27,6 @@ from fxopt.graph.pipeline import Pass, Pipeline
 from fxopt.graph.program import Program
 from fxopt.job import Job, Progress, silent
 from fxopt.limits import Budget, read_budget
-from fxopt.machine import this_machine
 from fxopt.onnx_callable import OnnxCallable
 from fxopt.outcome import Outcome, best_way, best_within, by_passes, float_model, one_way
 from fxopt.pruned import SHARE, Pruning, pruned_model
@@ -117,7 +116,7 @@ def compile(
 
 def resolve_target(target: str | Target) -> Target:
     """Return a row of TARGETS; "auto" is the one of this machine. Raises TargetError for a Target that is no row."""
-    found = find_target(this_machine() if target == "auto" else target)
+    found = find_target(target)
     if TARGETS.get(found.name) is not found:  # passes look targets up by name
         raise TargetError(
             f"This Target '{found.name}' is not fxopt.TARGETS['{found.name}']. Give it a name of its own and add it: "

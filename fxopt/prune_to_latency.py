@@ -19,7 +19,6 @@ from fxopt.export.measure import Measurement, measure
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.example import example_of
 from fxopt.graph.program import Program
-from fxopt.machine import this_machine
 from fxopt.passes.prune import RemoveChannels
 from fxopt.target import Target, find_target
 
@@ -82,7 +81,7 @@ def prune_to_latency(
     says what was measured. Raises ModelError for a share that makes no sense, BudgetError, saying what was reached,
     where no candidate is as fast, and PassError where the first share of operations cannot be met.
     """
-    found = find_target(this_machine() if target == "auto" else target)
+    found = find_target(target)
     example = tuple(example_of(program) if inputs is None else inputs)
     step = remove or RemoveChannels(round_to=found.width_multiple, inputs=example)
     with tempfile.TemporaryDirectory(prefix="fxopt-latency-") as folder:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fxopt.errors import TargetError
+from fxopt.machine import this_machine
 
 aten = torch.ops.aten
 
@@ -129,9 +130,10 @@ OPSETS = range(18, 24)
 
 
 def find_target(target: str | Target) -> Target:
-    """Return the Target of a name. Raises TargetError, with the names there are."""
+    """Return the Target of a name; "auto" is that of this machine. Raises TargetError, with the names there are."""
     if isinstance(target, Target):
         return target
-    if target not in TARGETS:
-        raise TargetError(f"There is no target '{target}'. Choose one of {', '.join(TARGETS)}.")
-    return TARGETS[target]
+    name = this_machine() if target == "auto" else target
+    if name not in TARGETS:
+        raise TargetError(f"There is no target '{name}'. Choose one of auto, {', '.join(TARGETS)}.")
+    return TARGETS[name]

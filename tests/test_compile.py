@@ -224,7 +224,7 @@ def test_data_free_int8_needs_batch_norms_and_is_named_where_data_is_missing() -
 def test_the_target_of_this_machine_is_in_report_and_metadata(
     model: nn.Module, recipe: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(COMPILE, "this_machine", lambda: name)
+    monkeypatch.setattr("fxopt.target.this_machine", lambda: name)
     found = fxopt.compile(model, X[:1], recipe=recipe, calibration=[X], dynamic="batch", measure=False)
     assert found.report.target == name and f"target='{name}'" in " ".join(found.report.history)
     assert {entry.key: entry.value for entry in found.model.proto.metadata_props}["fxopt.target"] == name

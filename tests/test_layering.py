@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "fxopt.errors": (),
     "fxopt.version": (),
     "fxopt.graph": ("fxopt.graph", "fxopt.errors", "fxopt.version"),
-    "fxopt.target": ("fxopt.target", "fxopt.errors"),
+    "fxopt.machine": (),
+    "fxopt.target": ("fxopt.target", "fxopt.machine", "fxopt.errors"),
     "fxopt.data": ("fxopt.data", "fxopt.graph", "fxopt.errors"),
     "fxopt.demo.run": ("fxopt",),  # the demo's assets are below the compiler, its run is above
     "fxopt.demo": ("fxopt.demo", "fxopt.errors"),

@@ -9,7 +9,7 @@ import torch
 
 from fxopt.compile import resolve_target
 from fxopt.machine import cpu_features, target_of, this_machine
-from fxopt.target import TARGETS
+from fxopt.target import TARGETS, find_target
 
 SKYLAKE = {"sse4_1", "avx2", "avx512_f", "avx512_bw"}
 
@@ -38,6 +38,7 @@ def test_features_decide_the_target(machine: str, features: set[str], target: st
 
 def test_auto_is_this_machine() -> None:
     assert resolve_target("auto").name == this_machine() == target_of(platform.machine(), cpu_features())
+    assert find_target("auto") is TARGETS[this_machine()]
 
 
 def test_a_cpu_that_cannot_be_read_gets_the_target_that_is_always_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ SHOWN = 6
 class InsertObservers:
     """Put an `observe` node on every value and weight that becomes integer on the target.
 
-    - `target`: the name of a row of fxopt.target.TARGETS.
+    - `target`: the name of a row of fxopt.target.TARGETS, or "auto" for this machine.
     - `keep_float`: names of nodes that stay float, or {name: reason}.
 
     An observe node carries the name of its group; values of one group will share a scale. What stays float, and why,

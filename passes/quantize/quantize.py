@@ -25,7 +25,7 @@ class Quantize:
 
     - `data`: any iterable of items like the example inputs, streamed; an iterator that can be read only once is read
       into memory.
-    - `target`: the name of a row of fxopt.target.TARGETS.
+    - `target`: the name of a row of fxopt.target.TARGETS, or "auto" for this machine.
     - `observer`: "mse" (least squared error), "minmax", "moving-average", "percentile", "entropy" or "auto" (the best
       of them for each value), see Calibrate.
     - `keep_float`: names of nodes that stay float, or {name: reason}.

@@ -31,7 +31,7 @@ class QuantizeDataFree:
 
     - `moments`: of the values of the float Program, by node name, see moments_of(). A range goes from the
       smallest to the largest end of a channel: WIDEST deviations from the mean, or where a clip is.
-    - `target`: the name of a row of fxopt.target.TARGETS.
+    - `target`: the name of a row of fxopt.target.TARGETS, or "auto" for this machine.
     - `keep_float`: names of nodes that stay float, or {name: reason}.
     - `correct_bias`: whether to take out of the biases what rounding of weights adds, see CorrectBiasByMoments.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.

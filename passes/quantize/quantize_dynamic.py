@@ -33,8 +33,8 @@ class QuantizeDynamic:
     """Quantize linears and LSTMs with dynamic ranges: uint8 activations per tensor, int8 weights per output channel.
 
     - `keep_float`: names of nodes that stay float, or {name: reason}.
-    - `target`: the name of a row of fxopt.target.TARGETS; it says how wide the range of a weight may be, and from how
-      many hidden units an LSTM gains, if at all.
+    - `target`: the name of a row of fxopt.target.TARGETS, or "auto" for this machine; it says how wide the range of a
+      weight may be, and from how many hidden units an LSTM gains, if at all.
 
     Linears that read the same value share its quantization. Biases stay float: the kernels add them in float. What
     stays float and why is in the notes of the result. Raises TargetError, or PassError for a name that does not exist.
