@@ -18,6 +18,7 @@ from fxopt.passes.cleanup import CLEANUP
 
 aten = torch.ops.aten
 PREFIX = "teacher"
+TURNS = (aten.transpose.int, aten.permute.default)
 
 
 def join(edit: Edit, teacher: Program, wanted: Collection[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -83,6 +84,8 @@ def freeze(program: Program) -> Program:
             arguments = [argument(node, name) for name in argument_names(node)]
             arguments[argument_names(node).index("dropout")] = 0.0
             edit.update(node, arguments, {})
+    for node in edit.calls(aten.linear.default):
+        _read_in_one_piece(edit, node)
     return replace(edit.finish(), notes=program.notes)
 
 
@@ -94,3 +97,15 @@ def _fix_statistics(edit: Edit, node: fx.Node) -> None:
     op = aten._native_batch_norm_legit_no_training.default
     result = edit.call(op, *node.args[:5], momentum, eps, before=node)
     edit.replace(node, edit.call(operator.getitem, result, 0, before=node))
+
+
+def _read_in_one_piece(edit: Edit, linear: fx.Node) -> None:
+    """Copy the turned value that a linear reads: torch folds it to a matrix only for weights that are trained.
+
+    The batch of products that it takes otherwise has 2.7 times the time (the linear of q, k and v of
+    nn.MultiheadAttention in vit_b_16).
+    """
+    value, *others = linear.args
+    if isinstance(value, fx.Node) and value.target in TURNS:
+        copy = edit.call(aten.clone.default, value, before=linear, memory_format=torch.contiguous_format)
+        linear.args = (copy, *others)

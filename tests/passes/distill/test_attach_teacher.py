@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from fxopt.errors import ExportError, ModelError, PassError
 from fxopt.export.to_onnx import to_onnx
+from fxopt.graph.capture import capture
 from fxopt.graph.pipeline import Pipeline
+from fxopt.graph.printer import format_program
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import get_attribute
 from fxopt.graph.taps import Loss, Tap, tap_losses
@@ -279,6 +281,31 @@ def test_recurrent_layers_and_lone_batch_norms_of_a_teacher_do_not_train() -> No
     joint = AttachTeacher(teacher, Squares())(student).train()
     torch.testing.assert_close(joint.module(x)[1], teacher(x), atol=1e-5, rtol=1e-5)
     assert torch.equal(joint.module(x)[1], joint.module(x)[1])
+
+
+def test_linears_of_a_teacher_read_no_turned_values() -> None:
+    """With a weight that is not trained, torch multiplies those as a batch of matrices, which is slower."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(self.first(x.transpose(0, 1)).permute(1, 0, 2))
+            return y
+
+    x = torch.randn(5, 2, 6)
+    model = Turned().eval()
+    teacher, student = capture(model, x), capture(Turned().eval(), x)
+    joint = AttachTeacher(teacher, PairwiseSimilarity())(student)
+    with torch.no_grad():
+        torch.testing.assert_close(joint.module(x)[1], model(x))
+    linears = [node for node in joint.graph.nodes if node.target is torch.ops.aten.linear.default]
+    assert sorted(node.args[0].target.__name__ for node in linears) == [
+        "clone.default", "clone.default", "permute.default", "transpose.int"
+    ]  # fmt: skip
+    assert format_program(DetachTeacher()(joint)) == format_program(student)
 
 
 def test_the_joint_program_is_one_graph_to_compile() -> None:
