@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks.peer_tools.cases import CASES, SENTENCE_TOKENS, Case, Kind, Split
 from benchmarks.real_models import RealModel
-from benchmarks.real_models.efficientnet import EFFICIENTNET_VIEWS
+from benchmarks.real_models.efficientnet import EFFICIENTNET_CROPS, EFFICIENTNET_VIEWS
 from benchmarks.real_models.faces import FACE_NETWORKS
 from benchmarks.real_models.fashion import FASHION
 from benchmarks.real_models.model import Inputs, batches
@@ -80,7 +80,8 @@ def _of_length(output: Tensor, length: int | None) -> Tensor:
 
 
 KINDS: Sequence[tuple[Kind, Sequence[RealModel]]] = (
-    ("cnn", (EFFICIENTNET_VIEWS, PITCH, *FACE_NETWORKS, *(model for model in FASHION if "cnn" in model.name))),
+    ("cnn", (EFFICIENTNET_VIEWS, EFFICIENTNET_CROPS, PITCH, *FACE_NETWORKS)),
+    ("cnn", tuple(model for model in FASHION if "cnn" in model.name)),
     ("transformer", (MINILM_SENTIMENT, *(model for model in FASHION if "vit" in model.name))),
 )
 REAL_CASES: Mapping[str, Case] = {model.name: real_case(model, kind) for kind, models in KINDS for model in models}

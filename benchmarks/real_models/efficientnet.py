@@ -46,20 +46,23 @@ def build() -> nn.Module:
 
 
 CENTRE = (0.5, 0.5)
+CROPS = 100  # of each labelled photo
+LEAST_CROP = 0.75
 VIEWS = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
-def read_photo(path: Path, place: tuple[float, float] = CENTRE) -> Tensor:
+def read_photo(path: Path, place: tuple[float, float] = CENTRE, share: float = CROP_FRACTION) -> Tensor:
     """Read an image as the network wants it: a square crop, bicubic resize, (value − 127) / 128; [3, 224, 224].
 
-    `place`: where the crop lies between left and right and between top and bottom, each 0 to 1.
+    `place`: where the crop lies between left and right and between top and bottom, each 0 to 1. `share`: its side, of
+    the photo's shorter one.
     """
     import numpy as np
     from PIL import Image
 
     with Image.open(path) as image:
         photo = image.convert("RGB")
-    side = CROP_FRACTION * min(photo.size)
+    side = share * min(photo.size)
     left, top = (photo.width - side) * place[0], (photo.height - side) * place[1]
     photo = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return (torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() - 127) / 128
@@ -68,9 +71,16 @@ def read_photo(path: Path, place: tuple[float, float] = CENTRE) -> Tensor:
 @functools.cache
 def labelled_photos(place: tuple[float, float] = CENTRE) -> tuple[Tensor, Tensor]:
     """Return the 20 ImageNet photos of foolbox, cropped at a place, [20, 3, 224, 224], and their classes, [20]."""
-    paths = sorted((package_folder("foolbox") / "data").glob("imagenet_*.jpg"))
-    labels = [int(path.stem.rpartition("_")[2]) for path in paths]
-    return torch.stack([read_photo(path, place) for path in paths]), torch.tensor(labels)
+    paths = _labelled_paths()
+    return torch.stack([read_photo(path, place) for path in paths]), torch.tensor([_label(path) for path in paths])
+
+
+def _labelled_paths() -> list[Path]:
+    return sorted((package_folder("foolbox") / "data").glob("imagenet_*.jpg"))
+
+
+def _label(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
 
 
 @functools.cache
@@ -86,6 +96,20 @@ def labelled_views() -> tuple[Tensor, Tensor]:
     photos, labels = zip(*(labelled_photos(place) for place in VIEWS), strict=True)
     views = torch.cat(photos)
     return torch.cat([views, views.flip(-1)]), torch.cat(labels * 2)
+
+
+@functools.cache
+def labelled_crops() -> tuple[Tensor, Tensor]:
+    """Return CROPS crops of each labelled photo, random but always the same, half of them mirrored, and the classes."""
+    random = torch.Generator().manual_seed(1)
+    crops, labels = [], []
+    for path in _labelled_paths():
+        for number in range(CROPS):
+            left, top, share = torch.rand(3, generator=random).tolist()
+            crop = read_photo(path, (left, top), LEAST_CROP + (1 - LEAST_CROP) * share)
+            crops.append(crop.flip(-1) if number % 2 else crop)
+            labels.append(_label(path))
+    return torch.stack(crops), torch.tensor(labels)
 
 
 def evaluate(model: Callable[..., Any], labelled: Callable[[], tuple[Tensor, Tensor]] = labelled_photos) -> float:
@@ -112,4 +136,11 @@ EFFICIENTNET_VIEWS = replace(
     name="efficientnet_lite0_views",
     evaluate=functools.partial(evaluate, labelled=labelled_views),
     data="ten views of each of 20 labelled ImageNet photos (foolbox); calibrated as efficientnet_lite0",
+)
+# What differs by a few views of one photo is chance there; crops by the hundred show how near to the border they are.
+EFFICIENTNET_CROPS = replace(
+    EFFICIENTNET,
+    name="efficientnet_lite0_crops",
+    evaluate=functools.partial(evaluate, labelled=labelled_crops),
+    data="100 random crops of each of 20 labelled ImageNet photos (foolbox); calibrated as efficientnet_lite0",
 )
