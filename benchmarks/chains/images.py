@@ -76,7 +76,7 @@ def _fashion(part: str, train_data: tuple[Tensor, Tensor], test_data: tuple[Tens
 
 def digits(epochs: float = 8.0) -> Chain:
     """Return a chain of seconds on the demo's digits, resized to 32x32 pixels."""
-    data = ("the demo's test part", demo_data("train"), demo_data("test"))
+    data = ("the demo's test digits", demo_data("train"), demo_data("test"))
     return _chain(*data, width=16, epochs=(epochs, epochs, epochs / 2), augment=lambda images: images)
 
 
