@@ -118,6 +118,11 @@ def worst_sqnr(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> fl
     return min((10 * math.log10(ratio) if ratio > 0 else -math.inf for ratio in ratios), default=math.inf)
 
 
+def fast_but_inexact(candidates: Sequence[Candidate]) -> bool:
+    """Say whether a candidate that is too inexact is so fast that a more exact one may still be worth it."""
+    return any(candidate.speedup >= MARGIN and candidate.sqnr < USABLE for candidate in candidates)
+
+
 def why_float(candidates: Sequence[Candidate]) -> str:
     """Say what all candidates lack."""
     if any(candidate.speedup * NOISE >= 1 for candidate in candidates):
@@ -132,7 +137,8 @@ def explain(candidates: Sequence[Candidate], chosen: Candidate | None) -> list[s
     tried = "; ".join(f"{c.name} {c.speedup:.2f}x as fast as float, {c.sqnr:.1f} dB" for c in candidates)
     others = [c for c in candidates if c is not chosen and c.sqnr >= USABLE]
     if chosen is None:
-        reason = f"{why_float(candidates)}, so the model stays float"
+        end = "so a more exact one is searched" if fast_but_inexact(candidates) else "so the model stays float"
+        reason = f"{why_float(candidates)}, {end}"
     elif all(c.speedup <= chosen.speedup for c in others):
         reason = f"{chosen.name} is the fastest" if others else f"{chosen.name} is not slower than float"
     else:

@@ -7,14 +7,25 @@ all weights beside what is still in memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxopt.choose import AT_ONCE, MARGIN, SAMPLES, Candidate, choose, explain, try_candidates, why_float
+from fxopt.choose import (
+    AT_ONCE,
+    MARGIN,
+    SAMPLES,
+    USABLE,
+    Candidate,
+    choose,
+    explain,
+    fast_but_inexact,
+    try_candidates,
+    why_float,
+)
 from fxopt.data import CalibrationData, Data, calibration_inputs, first_samples, split_items
 from fxopt.errors import ValidationError
 from fxopt.fidelity import hold_out
@@ -25,7 +36,7 @@ from fxopt.graph.program import Program
 from fxopt.graph.quantized import integer_nodes
 from fxopt.job import Job, Proved, prove, prove_quantized, unproved
 from fxopt.layers import LayerRow, Layers, few_samples
-from fxopt.limits import Budget
+from fxopt.limits import Budget, Drop
 from fxopt.passes.cleanup import CLEANUP
 from fxopt.passes.quantize import place
 from fxopt.recipes import (
@@ -96,7 +107,10 @@ def one_way(
 
 
 def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, ...]) -> Outcome:
-    """Compile to int8 in every way there is, and keep what is best when timed; that may be the float model."""
+    """Compile to int8 in every way there is, and keep what is best when timed; that may be the float model.
+
+    Where all that is fast is too inexact to be of use, more is left float until it is of use.
+    """
     tried = _try_all(job, program, source, inputs)
     release_memory()
     with job.stage("measure"):
@@ -107,8 +121,13 @@ def best_way(job: Job, program: Program, source: Source, inputs: tuple[Tensor, .
     if best is not None:
         return Outcome(tried.proved[best.name], tried.reference, candidates, best, notes, tried.rows[best.name])
     integer = {name for proved in tried.proved.values() for name in integer_nodes(proved.program)}
-    tried.proved.clear()
     reasons = {**tried.float_reasons, **dict.fromkeys(integer, f"of all files, {why_float(candidates)}")}
+    del tried
+    if fast_but_inexact(candidates):
+        searched = best_within(job, program, source, inputs, Budget(Drop("sqnr", USABLE), None))
+        notes += searched.notes
+        if not searched.is_float:
+            return replace(searched, notes=notes)
     return _float(job, cleaned(job, program), inputs, candidates, notes, reasons)
 
 

@@ -1,12 +1,13 @@
 """The choice among candidates, by hand-made times and errors, and the error of real files by hand-computed values."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fxopt.choose import Candidate, choose, explain, try_candidates
+from fxopt.choose import Candidate, choose, explain, fast_but_inexact, try_candidates
 from fxopt.export.measure import Measurement
 from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.capture import capture
@@ -57,8 +58,18 @@ def test_the_explanation_names_what_was_tried() -> None:
     assert line.endswith("40.0 dB: dynamic is not slower than float; static is too inexact.")
     (line,) = explain([candidate("static", 0.5, 9.0)], None)
     assert line.endswith("none is as fast as float on this machine, so the model stays float.")
-    (line,) = explain([candidate("static", 1.5, 9.0), candidate("mixed", 0.9, 30.0)], None)
+    (line,) = explain([candidate("static", 1.05, 9.0), candidate("mixed", 0.9, 30.0)], None)
     assert line.endswith("none is as fast as float with outputs of 10 dB or more, so the model stays float.")
+    (line,) = explain([candidate("static", 1.5, 9.0), candidate("mixed", 0.9, 30.0)], None)
+    assert line.endswith("none is as fast as float with outputs of 10 dB or more, so a more exact one is searched.")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([(1.5, 9.0)], True), ([(1.05, 9.0)], False), ([(0.9, 30.0), (1.3, -math.inf)], True), ([(0.9, 30.0)], False)],
+)
+def test_what_is_fast_but_inexact_is_worth_a_search(rows: list[tuple[float, float]], expected: bool) -> None:
+    assert fast_but_inexact([candidate("static", *row) for row in rows]) == expected
 
 
 def test_the_error_is_that_of_the_worst_output_over_all_samples(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fxopt.export.to_onnx import to_onnx
 from fxopt.graph.interpret import sqnr
 from fxopt.graph.ops import quantize
 from fxopt.graph.rewrite import Edit
+from fxopt.machine import this_machine
 from fxopt.recipes import data_free_int8, quantizations
 from fxopt.timed_placement import Losers
 
@@ -65,7 +66,6 @@ def result(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> fxopt.
         X[:1],
         recipe="int8-static",
         calibration=[X],
-        target="x86",
         dynamic="batch",
         output=path,
         evaluate=score,
@@ -75,7 +75,6 @@ def result(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> fxopt.
     return found
 
 
-@pytest.mark.vnni
 def test_the_file_is_there_alone_and_agrees_with_the_program(result: fxopt.Result) -> None:
     assert result.output is not None and list(result.output.parent.iterdir()) == [result.output]
     logits, _ = Session(result.output)(X)
@@ -83,15 +82,13 @@ def test_the_file_is_there_alone_and_agrees_with_the_program(result: fxopt.Resul
     assert torch.allclose(logits, expected, atol=0.02 * float(expected.max() - expected.min()))
 
 
-@pytest.mark.vnni
 def test_the_model_is_left_as_it_was(model: nn.Module, result: fxopt.Result) -> None:
     assert model.training and all(module.training for module in model.modules())
 
 
-@pytest.mark.vnni
 def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None:
     report = result.report
-    assert report.target == "x86" and report.recipe == "int8-static"
+    assert report.target == this_machine() and report.recipe == "int8-static"
     assert report.baseline.metric == report.result.metric == 4.0
     assert report.latency is not None and report.latency.speedup is not None
     assert report.census.kernels["QLinearConv"] == 2 and not report.census.unfused
@@ -100,7 +97,6 @@ def test_the_report_has_the_figures_of_both_models(result: fxopt.Result) -> None
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-@pytest.mark.vnni
 def test_the_report_has_a_row_for_each_layer(result: fxopt.Result) -> None:
     rows = {row.name: row for row in result.report.layers}
     assert [rows[name].precision for name in ("conv2d", "conv2d_1", "linear")] == ["int8"] * 3
@@ -112,7 +108,6 @@ def test_the_report_has_a_row_for_each_layer(result: fxopt.Result) -> None:
     assert result.report.to_dict()["layers"][0]["name"] == "conv2d"
 
 
-@pytest.mark.vnni
 def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
     assert result.validation.ok
     assert any(node.target is quantize for node in result.program.graph.nodes)
@@ -120,7 +115,6 @@ def test_the_program_is_quantized_and_validated(result: fxopt.Result) -> None:
 
 
 @pytest.mark.parametrize(("integer_seconds", "tried"), [(60e-6, True), (40e-6, False)])
-@pytest.mark.vnni
 def test_dynamic_linears_alone_are_tried_where_they_may_be_about_as_fast(
     integer_seconds: float, tried: bool, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -138,7 +132,7 @@ def test_dynamic_linears_alone_are_tried_where_they_may_be_about_as_fast(
         return [Candidate(name, latency, 20.0 + 5 * place) for place, name in enumerate(files)]
 
     monkeypatch.setattr("fxopt.outcome.try_candidates", timed)
-    found = fxopt.compile(model, X[:1], calibration=[X], target="x86", dynamic="batch", output=tmp_path / "m.onnx")
+    found = fxopt.compile(model, X[:1], calibration=[X], dynamic="batch", output=tmp_path / "m.onnx")
     assert [candidate.name for candidate in found.report.candidates] == ["static", *(["dynamic"] if tried else [])]
     precisions = {row.name: row.precision for row in found.report.layers}
     assert precisions["linear"] == ("int8 dynamic" if tried else "int8")
@@ -180,7 +174,7 @@ def test_a_program_can_be_compiled_and_loaded_again(model: nn.Module, tmp_path: 
 
 def test_dynamic_int8_needs_no_data_and_leaves_convolutions_float(model: nn.Module, tmp_path: Path) -> None:
     found = fxopt.compile(
-        model, X[:1], recipe="int8-dynamic", target="x86", dynamic="batch", output=tmp_path / "m.onnx", measure=False
+        model, X[:1], recipe="int8-dynamic", dynamic="batch", output=tmp_path / "m.onnx", measure=False
     )
     assert found.report.recipe == "int8-dynamic" and found.validation.ok
     assert "DynamicQuantizeMatMul" in found.report.census.integer.values()
@@ -188,9 +182,8 @@ def test_dynamic_int8_needs_no_data_and_leaves_convolutions_float(model: nn.Modu
     assert fxopt.load(_saved(found.program, tmp_path))(X)["logits"].shape == (len(X), 3)
 
 
-@pytest.mark.vnni
 def test_data_free_int8_takes_its_ranges_from_batch_norms(model: nn.Module) -> None:
-    found = fxopt.compile(model, X[:1], recipe="int8-data-free", target="x86", dynamic="batch", measure=False)
+    found = fxopt.compile(model, X[:1], recipe="int8-data-free", dynamic="batch", measure=False)
     assert found.report.recipe == "int8-data-free" and found.validation.ok
     assert "QLinearConv" in found.report.census.integer.values()
     assert any("from batch-norm statistics, not from data" in note for note in found.report.notes)
@@ -262,7 +255,6 @@ def test_a_recipe_can_be_a_list_of_passes(model: nn.Module) -> None:
     assert found.report.history == ("FoldBatchNorm()",) and found.report.recipe == "custom"
 
 
-@pytest.mark.vnni
 def test_what_onnxruntime_does_not_fuse_goes_back_to_float(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A census that finds an unfused node once: the node must be float in the next round, and the reason kept."""
     real, rounds = JOB.validate, []
@@ -275,7 +267,7 @@ def test_what_onnxruntime_does_not_fuse_goes_back_to_float(model: nn.Module, mon
         return replace(found, census=replace(found.census, unfused={"conv2d_1": "FusedConv"}), failures=("unfused",))
 
     monkeypatch.setattr(JOB, "validate", once_unfused)
-    found = fxopt.compile(model, X, calibration=[X], target="x86", measure=False)
+    found = fxopt.compile(model, X, calibration=[X], measure=False)
     assert len(rounds) == 2
     assert "FusedConv" in found.report.float_reasons["conv2d_1"]
     assert found.report.census.kernels["QLinearConv"] == 1
