@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from fxopt.graph.program import Program
 MARGIN = 6.0  # dB: the file may be this much farther from the Program than the Program's own noise
 # Without optimisations a quantized graph runs in float between its rounding points, and so is compared with the Program
 # run that way. Sums that end near a rounding boundary may still fall to either side there, a whole step apart; how far
-# the Program is from itself in exact integers tells what such steps amount to.
+# the Program is from itself in exact integers, or with floats of other last bits, tells what such steps amount to.
 UNFUSED_SQNR = 20.0
 FLOOR: dict[Level, float] = {"all": 12.0, "none": 3.0}  # dB; unrelated values score 0 dB
 JITTER = 2.0**-22  # two units in the last place of float32: what approximations of exp and erf differ by
@@ -54,7 +54,7 @@ class Judge:
         """Say whether output number `index` of a run is near enough; `result` is its distance from the Program's."""
         if self._is_strictly_good(result, level):
             return True
-        precise = self._precise
+        precise = self._precise if level == "all" else self._precise_unfused
         if precise is None:
             return False
         expected = precise.outputs[self.runs.index(run)][index]
@@ -82,22 +82,27 @@ class Judge:
 
     @cached_property
     def _precise(self) -> _Precise | None:
+        return self._in_float64(fused=True)
+
+    @cached_property
+    def _precise_unfused(self) -> _Precise | None:
+        return self._in_float64(fused=False) if self.is_quantized else self._precise
+
+    def _in_float64(self, fused: bool) -> _Precise | None:
         """Run once more in float64; None where the Program does not run so.
 
         The noise is the worst of all runs: a rounding that falls to the other side is a rare event in a single one.
         """
         names = [spec.name for spec in self.program.outputs if spec is not None]
+        run_again = partial(reference_outputs, self.program, precise=True, fused=fused)
         try:
-            outputs = [reference_outputs(self.program, run.inputs, precise=True) for run in self.runs]
+            outputs = [run_again(run.inputs) for run in self.runs]
             again = [run for _ in range(-(-SHAKES // len(self.runs))) for run in self.runs]
-            shaken = [
-                reference_outputs(self.program, run.inputs, precise=True, jitter=JITTER, seed=seed)
-                for seed, run in enumerate(again)
-            ]
+            shaken = [run_again(run.inputs, jitter=JITTER, seed=seed) for seed, run in enumerate(again)]
         except RuntimeError:  # an op without a float64 kernel: then the strict bound stands
             return None
         pairs = zip([*outputs, *shaken], [*self.runs, *again], strict=True)
-        noise = [compare_outputs(names, exact, run.outputs) for exact, run in pairs]
+        noise = [compare_outputs(names, exact, run.outputs if fused else run.unfused) for exact, run in pairs]
         return _Precise(outputs, [reduce(OutputError.worse, of_output) for of_output in zip(*noise, strict=True)])
 
     def _unfused_noise(self, index: int) -> OutputError:

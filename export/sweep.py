@@ -84,13 +84,21 @@ def sweep_inputs(program: Program, inputs: tuple[Tensor, ...]) -> tuple[list[Run
 
 
 def reference_outputs(
-    program: Program, inputs: Sequence[Tensor], *, precise: bool = False, jitter: float = 0.0, seed: int = 0
+    program: Program,
+    inputs: Sequence[Tensor],
+    *,
+    precise: bool = False,
+    jitter: float = 0.0,
+    seed: int = 0,
+    fused: bool = True,
 ) -> list[Tensor]:
     """Run a Program, in exact integers where it is quantized; returns its outputs in the order of the ONNX outputs.
 
-    With `precise`, what is not integer is computed in float64, and off by a random part of up to `jitter`.
+    With `precise`, what is not integer is computed in float64, and off by a random part of up to `jitter`. Unless
+    `fused`, that is all of it but the roundings.
     """
-    return _present(program, run_integer(program, inputs, precise=precise, jitter=jitter, seed=seed))
+    values = run_integer(program, inputs, precise=precise, jitter=jitter, seed=seed, fused=fused)
+    return _present(program, values)
 
 
 def _present(program: Program, values: Sequence[Any]) -> list[Tensor]:

@@ -49,21 +49,24 @@ def run_integer(
     precise: bool = False,
     jitter: float = 0.0,
     seed: int = 0,
+    fused: bool = True,
 ) -> tuple[Any, ...]:
     """Run like interpret.run, with integer kernels; a value inside a kernel is never made, so never observed.
 
-    With `precise`, the other nodes compute in float64, and each result is off by a random part of up to `jitter` of
-    itself, the same for one `seed` (Monte Carlo arithmetic, Parker 1997). How far that is from the usual run tells how
-    much of the outputs is the rounding of float32.
+    Unless `fused`, nothing is a kernel: all is floats between the roundings, as without optimisations. With `precise`,
+    the other nodes compute in float64, and each result is off by a random part of up to `jitter` of itself, the same
+    for one `seed` (Monte Carlo arithmetic, Parker 1997). How far that is from the usual run tells how much of the
+    outputs is the rounding of float32.
     """
-    return run_steps(
-        program, integer_steps(program, precise=precise, jitter=jitter, seed=seed), inputs, observe, stop_after
-    )
+    steps = integer_steps(program, precise=precise, jitter=jitter, seed=seed, fused=fused)
+    return run_steps(program, steps, inputs, observe, stop_after)
 
 
-def integer_steps(program: Program, *, precise: bool = False, jitter: float = 0.0, seed: int = 0) -> list[Step]:
+def integer_steps(
+    program: Program, *, precise: bool = False, jitter: float = 0.0, seed: int = 0, fused: bool = True
+) -> list[Step]:
     """Plan the run: one step for each integer kernel, one for every other node that is still needed."""
-    kernels = {kernel.result: kernel for kernel in find_kernels(program)}
+    kernels = {kernel.result: kernel for kernel in find_kernels(program)} if fused else {}
     steps: list[Step] = []
     needed = {program.output_node}
     randomness = torch.Generator().manual_seed(seed)

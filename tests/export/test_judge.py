@@ -11,6 +11,8 @@ from fxopt.export.judge import JITTER, SHAKES, Judge
 from fxopt.export.session import Level
 from fxopt.export.sweep import Run, reference_outputs
 from fxopt.graph.capture import capture
+from fxopt.graph.interpret import run
+from fxopt.graph.ops import dequantize, quantize
 from fxopt.graph.program import Program
 from fxopt.passes.quantize import Quantize
 
@@ -27,6 +29,29 @@ class Doubled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2.0
+
+
+class Ties(nn.Module):
+    """Half the sum of two integers, rounded to even integers: each odd half sum is as far from one as from the next."""
+
+    input_scale: Tensor
+    output_scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in {"input": 1.0, "weight": 0.5, "output": 2.0}.items():
+            self.register_buffer(f"{name}_scale", torch.tensor(value))
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
+        self.register_buffer("ones", torch.ones(1, 1, 2, dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = dequantize(self.ones, self.weight_scale, self.zero, None)
+        y = nn.functional.conv1d(self.rounded(x, self.input_scale), weight)
+        return self.rounded(y, self.output_scale)
+
+    def rounded(self, x: Tensor, scale: Tensor) -> Tensor:
+        result: Tensor = dequantize(quantize(x, scale, self.zero, None, -128, 127, torch.int8), scale, self.zero, None)
+        return result
 
 
 X = torch.linspace(-1, 1, 101).reshape(1, -1)
@@ -119,3 +144,20 @@ def test_without_optimisations_roundings_to_either_side_are_allowed_for(integer:
     assert not accepts(judge, error(0.1, max(own - 6, 3) - 0.1), "none")
     assert not accepts(judge, error(0.1, own), "all")
     assert not accepts(judge, error(math.inf, -math.inf), "none")
+
+
+def test_without_optimisations_last_bits_of_floats_before_roundings_are_allowed_for() -> None:
+    """In integers there is one answer, of floats without errors too; with errors each tie goes to either side."""
+    x = torch.randint(-9, 10, (1, 1, 400)).float()
+    program = capture(Ties(), x)
+    exact, unfused = reference_outputs(program, (x,)), list(run(program, (x,)))
+    assert torch.equal(exact[0], unfused[0])
+    judge = Judge(program, is_quantized=True, tolerance=1e-4, sqnr=60, runs=[Run({}, (x,), exact, unfused)])
+    shaken = reference_outputs(program, (x,), precise=True, jitter=JITTER, fused=False)[0]
+    moved = (shaken - exact[0]).abs()
+    assert set(moved.flatten().tolist()) == {0.0, 2.0} and 0.1 < float((moved > 0).float().mean()) < 0.9
+    own = compare_output("output", unfused[0], shaken).sqnr
+    far = error(0.1, max(own - 5, 3))
+    assert far.sqnr < 20
+    assert accepts(judge, far, "none") and not accepts(judge, far, "all")
+    assert not accepts(judge, error(0.1, own - 9), "none")
