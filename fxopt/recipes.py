@@ -131,7 +131,13 @@ class Calibrated:
 
     def _quantize(self, kept: Mapping[str, str]) -> Quantize:
         return Quantize(
-            self.data, self.target.name, self.observer, keep_float=kept, correct_bias=True, known=self.known
+            self.data,
+            self.target.name,
+            self.observer,
+            keep_float=kept,
+            correct_bias=True,
+            round_weights=True,
+            known=self.known,
         )
 
     def placement(self, kept: Mapping[str, str]) -> Placement:

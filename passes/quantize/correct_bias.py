@@ -67,19 +67,19 @@ class CorrectBias:
         for name, correction in corrections.items():
             shift_bias(edit, nodes[name], correction)
         corrected = edit.finish()
-        if _noise_left(program, corrected, judged) < (WORTH_IT if len(items) > 1 else WORTH_IT_FITTED):
+        if noise_left(program, corrected, judged) < (WORTH_IT if len(items) > 1 else WORTH_IT_FITTED):
             return corrected
         edit = Edit(program, by=self)
         edit.note("Bias correction does not bring the outputs nearer to the float ones; it is left out.")
         return edit.finish()
 
 
-def _noise_left(before: Program, after: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
-    """Return the share of the outputs' noise that a correction leaves."""
+def noise_left(before: Program, after: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
+    """Return the share of the outputs' noise that a change of a calibrated Program leaves."""
     plain = _run_both_lanes(before.eval(), items, correct=False)
-    corrected = [value for item in items for value in run_without_padding(after.eval(), item)]
+    changed = [value for item in items for value in run_without_padding(after.eval(), item)]
     noise = relative_noise(plain.exact, plain.quantized)
-    return relative_noise(plain.exact, corrected) / noise if noise else 1.0
+    return relative_noise(plain.exact, changed) / noise if noise else 1.0
 
 
 def is_quantized_layer(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from fxopt.graph.interpret import Values, last_reads, step_of
+from fxopt.graph.memory import Trimmer, return_free_memory
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument
 
 aten = torch.ops.aten
-PATCHES = 2**24  # elements of a convolution's patches in memory at a time
+PATCHES = 2**22  # elements of a convolution's patches in memory at a time
 
 
 def visit_layers(
@@ -30,6 +32,7 @@ def visit_layers(
     """
     dead = last_reads(program)
     lanes: list[Values] = [dict(zip(program.placeholders, item, strict=True)) for item in items]
+    trimmer = Trimmer()
     known: tuple[Any, Tensor] = (None, torch.empty(0))  # layers side by side often read the same value
     with torch.no_grad():
         for node in program.graph.nodes:
@@ -37,24 +40,25 @@ def visit_layers(
                 continue
             weight: dict[fx.Node, Any] = {}
             if node in layers:
-                key = (node.args[0], _patch_options(node))
+                key = (node.args[0], _patch_options(node), _groups(node))
                 if known[0] != key:
                     known = key, _hessian(node, lanes)
                 weight = {node.args[1]: visit(node, known[1])}
+                return_free_memory()
             compute = step_of(program, node).compute
             for values in lanes:
                 values[node] = compute({**{source: values[source] for source in node.all_input_nodes}, **weight})
                 for source in dead.get(node, ()):
                     values.pop(source, None)
+                trimmer.made_one(values.get(node))
 
 
-def layer_problem(node: fx.Node) -> str | None:
-    """Say why the inputs of a layer cannot be gathered, or return None."""
-    if node.target is aten.linear.default:
-        return None
-    if node.target is not aten.conv2d.default:
+def layer_problem(node: fx.Node, largest: int | None = None) -> str | None:
+    """Say why the inputs of a layer are not gathered, or return None. `largest`: how many there may be an output."""
+    if node.target not in (aten.linear.default, aten.conv2d.default):
         return "only linear and conv2d layers are rounded with feedback"
-    return "it is a grouped convolution" if argument(node, "groups") != 1 else None
+    inputs = math.prod(argument(node, "weight").meta["val"].shape[1:])
+    return f"it has {inputs} inputs an output" if largest is not None and inputs > largest else None
 
 
 def _patch_options(node: fx.Node) -> dict[str, Any] | None:
@@ -65,23 +69,33 @@ def _patch_options(node: fx.Node) -> dict[str, Any] | None:
     return {"kernel_size": tuple(kernel), **{name: tuple(value) for name, value in options.items()}}
 
 
+def _groups(node: fx.Node) -> int:
+    return 1 if node.target is aten.linear.default else int(argument(node, "groups"))
+
+
 def _hessian(node: fx.Node, lanes: Sequence[Values]) -> Tensor:
-    """Return the mean of x xᵀ over all positions at which a layer applies its weight."""
+    """Return the mean of x xᵀ over all positions at which a layer applies its weight, [K, K], or [groups, K, K]."""
     total, count = torch.zeros(()), 0
     for values in lanes:
         for rows in _rows(node, values[argument(node, "input")]):
-            total = total + rows.t() @ rows
-            count += len(rows)
+            total = total + rows.mT @ rows
+            count += rows.shape[-2]
     return total / max(count, 1)
 
 
 def _rows(node: fx.Node, x: Tensor) -> Iterator[Tensor]:
-    """Yield what a layer multiplies with its flattened weight, [rows, K], some samples at a time."""
-    options = _patch_options(node)
+    """Yield what a layer multiplies with its flattened weight, [rows, K] or [groups, rows, K], some samples at once."""
+    options, groups = _patch_options(node), _groups(node)
     if options is None:
         yield x.reshape(-1, x.shape[-1])
         return
     x = x if x.ndim == 4 else x[None]
     size = x[0].numel() * options["kernel_size"][0] * options["kernel_size"][1]
+    is_pointwise = options["kernel_size"] == (1, 1) and not any(options["padding"])
     for part in torch.split(x, max(1, PATCHES // max(size, 1))):
-        yield functional.unfold(part, **options).transpose(1, 2).flatten(0, 1)
+        if is_pointwise:
+            found = part[..., :: options["stride"][0], :: options["stride"][1]].flatten(2)
+        else:
+            found = functional.unfold(part, **options)
+        rows = found.reshape(len(part), groups, -1, found.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+        yield rows if groups > 1 else rows[0]

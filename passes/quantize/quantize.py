@@ -15,6 +15,7 @@ from fxopt.passes.quantize.correct_bias import CorrectBias
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import reasons_of
+from fxopt.passes.quantize.rounded import apart, rounded_if_better
 from fxopt.passes.quantize.scheme import Scheme
 from fxopt.target import find_target
 
@@ -31,6 +32,8 @@ class Quantize:
     - `keep_float`: names of nodes that stay float, or {name: reason}.
     - `correct_bias`: whether to correct biases where that helps, see CorrectBias: it takes two runs of some samples
       side by side in memory.
+    - `round_weights`: whether to round the weights of layers with up to 1,152 inputs an output with error feedback
+      where that helps, see RoundGptq.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.
     - `known`: ranges that were found before, see Calibrate.
 
@@ -42,6 +45,7 @@ class Quantize:
     observer: Observer = "mse"
     keep_float: Mapping[str, str] | Collection[str] = ()
     correct_bias: bool = False
+    round_weights: bool = False
     scheme: Scheme = field(default_factory=Scheme)
     known: KnownRanges | None = field(default=None, repr=False, compare=False)
 
@@ -52,8 +56,11 @@ class Quantize:
         """Return the quantized Program."""
         data = list(self.data) if isinstance(self.data, Iterator) else self.data
         result = replace(self, data=data).calibrated(program)
+        if self.round_weights:
+            fitted, data = apart(data, program)
+            result = rounded_if_better(result, fitted, data)
         if self.correct_bias:
-            result = CorrectBias(data)(result)
+            result = CorrectBias(data)(result)  # fitted to samples for which no weight was rounded, if there are such
         return_free_memory()  # what the values of calibration took; converting weights needs as much again
         result = Convert(self.target)(result)
         return_free_memory()

@@ -1,7 +1,7 @@
 """RoundGptq: weights that lie on the grids of their `fake_quantize` nodes, rounded with error feedback.
 
 Between Calibrate and Convert: what Convert rounds to the nearest step is then on a step already. For weights of 4 bits
-in integer layers (W4A8) that is worth much more than for 8.
+in integer layers (W4A8) that is worth most.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ class RoundGptq:
 
     - `data`: any iterable of items like the example inputs. `samples`: how many samples of it are used; they are in
       memory together, with the values that the layer at hand needs.
-    - `damping`, `ordered`: see Gptq.
+    - `damping`, `ordered`: see Gptq; grouped convolutions have no order.
+    - `largest`: of layers with more inputs an output than this the weights are left alone: memory grows with the square
+      of the inputs, time with the cube.
 
-    Linears and ungrouped conv2d (as a product with its patches) are rounded on the grid they have; others keep their
-    weights, with a note. Layers come one after the other, each on the outputs of the rounded ones before it. Raises
-    DataError for data that is empty, does not fit, or holds NaN or infinity.
+    Linears and conv2d (as a product with its patches, group by group) are rounded on the grid they have; others keep
+    their weights, with a note. Layers come one after the other, each on the outputs of the rounded ones before it.
+    Raises DataError for data that is empty, does not fit, or holds NaN or infinity.
     """
 
     data: Iterable[Any] = field(repr=False)
     samples: int = SAMPLES
     damping: float = 0.01
     ordered: bool = False
+    largest: int | None = None
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -53,21 +56,25 @@ class RoundGptq:
         edit = Edit(program, by=self)
         running = program.eval()
         quantized = [node for node in running.graph.nodes if has_grid(node)]
-        reasons = {node.name: reason for node in quantized if (reason := layer_problem(node))}
+        reasons = {node.name: reason for node in quantized if (reason := layer_problem(node, self.largest))}
         if not quantized:
             return edit.finish()
         items = first_samples(calibration_inputs(self.data, program), self.samples)
-        replace_weights(edit, rounded_weights(running, items, self.damping, self.ordered))
+        replace_weights(edit, rounded_weights(running, items, self.damping, self.ordered, self.largest))
         for note in describe_float(reasons):
             edit.note(note.replace("Float:", "Rounded to the nearest step:"))
         return edit.finish()
 
 
 def rounded_weights(
-    program: Program, items: Sequence[tuple[Tensor, ...]], damping: float = 0.01, ordered: bool = False
+    program: Program,
+    items: Sequence[tuple[Tensor, ...]],
+    damping: float = 0.01,
+    ordered: bool = False,
+    largest: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the weights of the layers that can be rounded with feedback, on their grids, by the weights' names."""
-    layers = [node for node in program.graph.nodes if has_grid(node) and layer_problem(node) is None]
+    layers = [node for node in program.graph.nodes if has_grid(node) and layer_problem(node, largest) is None]
     rounded: dict[str, Tensor] = {}
 
     def visit(node: fx.Node, hessian: Tensor) -> Tensor:
@@ -77,7 +84,8 @@ def rounded_weights(
             weight, scale, zero = (constant(program.module, argument(fake, part)) for part in GRID)
             assert weight is not None and scale is not None and zero is not None
             limits = (argument(fake, "quant_min"), argument(fake, "quant_max"))
-            rounded[name] = round_on_grid(weight.detach(), hessian, scale, zero, limits, damping, ordered)
+            in_order = ordered and hessian.ndim == 2
+            rounded[name] = round_on_grid(weight.detach(), hessian, scale, zero, limits, damping, in_order)
         return rounded[name]
 
     visit_layers(program, items, layers, visit)
@@ -95,8 +103,8 @@ def round_on_grid(
 ) -> Tensor:
     """Round weight[N, ...] to steps of scale[N] (or one for all) around zero_point; returns floats on the grid.
 
-    `hessian` is [K, K] of the inputs of the flattened weight [N, K], `limits` the smallest and largest step. A row
-    for which rounding to the nearest is better gets that.
+    `hessian` is [K, K] of the inputs of the flattened weight [N, K], or [groups, K, K]; `limits` are the smallest and
+    the largest step. A row for which rounding to the nearest is better gets that.
     """
     flat = weight.reshape(len(weight), -1)
     step, zero = (value.to(flat.dtype).expand(len(flat)) for value in (scale, zero_point))

@@ -19,7 +19,7 @@ from fxopt.graph.verify import verify
 from fxopt.passes import CLEANUP
 from fxopt.passes.quantize import Calibrate, Convert, CorrectBias, Gptq, InsertObservers, QuantizeWeights, RoundGptq
 from fxopt.passes.quantize.block_grid import BlockFormat, round_to_nearest
-from fxopt.passes.quantize.feedback import output_error, round_with_feedback
+from fxopt.passes.quantize.feedback import _factors, output_error, round_with_feedback
 from fxopt.passes.quantize.gptq import fit_weight
 from fxopt.passes.quantize.layer_inputs import visit_layers
 from fxopt.passes.quantize.round_gptq import round_on_grid
@@ -38,6 +38,18 @@ def correlated(rows: int, columns: int) -> Tensor:
 
 def moment(x: Tensor) -> Tensor:
     return x.t() @ x / len(x)
+
+
+def hessian_of(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a layer's visit gets."""
+    program, found = capture(layer, x), []
+
+    def visit(_: object, hessian: Tensor) -> Tensor:
+        found.append(hessian)
+        return layer.weight.detach()
+
+    visit_layers(program, [(x,)], [node for node in program.graph.nodes if node.op == "call_function"], visit)
+    return found[0]
 
 
 def test_feedback_by_hand() -> None:
@@ -109,21 +121,16 @@ def test_layers_see_what_is_rounded_before_them() -> None:
     torch.testing.assert_close(seen[1], moment(inputs.sum(1, keepdim=True).expand(-1, 4)))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("kernel", [(3, 2), (1, 1)])
 @pytest.mark.parametrize("options", [(1, 0, 1), (2, 1, 1), ((1, 2), (0, 3), (2, 1))])
-def test_the_moment_of_a_convolution(options: tuple[int, int, int]) -> None:
+def test_the_moment_of_a_convolution(options: tuple[int, int, int], kernel: tuple[int, int], groups: int) -> None:
     """E[(w·patch)²] of each channel is the mean square of the convolution's output."""
     stride, padding, dilation = options
-    layer = nn.Conv2d(3, 5, (3, 2), stride, padding, dilation, bias=False)
-    x = torch.randn(4, 3, 9, 8)
-    program = capture(layer, x)
-    found = []
-
-    def visit(_: object, hessian: Tensor) -> Tensor:
-        found.append(output_error(layer.weight.detach().flatten(1), hessian))
-        return layer.weight.detach()
-
-    visit_layers(program, [(x,)], [node for node in program.graph.nodes if node.op == "call_function"], visit)
-    torch.testing.assert_close(found[0], layer(x).detach().square().mean((0, 2, 3)))
+    layer = nn.Conv2d(6, 12, kernel, stride, padding, dilation, groups=groups, bias=False)
+    x = torch.randn(4, 6, 9, 8)
+    found = output_error(layer.weight.detach().flatten(1), hessian_of(layer, x))
+    torch.testing.assert_close(found, layer(x).detach().square().mean((0, 2, 3)))
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (2, 32)])
@@ -202,12 +209,46 @@ def test_convert_makes_exactly_the_fitted_integers(digits: Program) -> None:
         assert torch.equal(integers.float(), steps.round()) and torch.allclose(steps, steps.round(), atol=1e-5)
 
 
-def test_grouped_convolutions_keep_their_weights_with_a_note() -> None:
+def test_grouped_convolutions_are_rounded_group_by_group() -> None:
+    """Each group is rounded as a layer of its own would be."""
+    layer = nn.Conv2d(6, 12, (3, 2), padding=1, groups=3)
+    weight, x = layer.weight.detach(), torch.randn(8, 6, 9, 8) + 0.5
+    scale, zero = torch.rand(12) * 0.1 + 0.05, torch.zeros(12, dtype=torch.int8)
+    hessians = hessian_of(layer, x)
+    together = round_on_grid(weight, hessians, scale, zero, (-7, 7))
+    for group, part in enumerate(torch.split(x, 2, 1)):
+        alone, rows = hessian_of(nn.Conv2d(2, 4, (3, 2), padding=1), part), slice(4 * group, 4 * group + 4)
+        assert alone.shape == (12, 12)
+        torch.testing.assert_close(hessians[group], alone)
+        expected = round_on_grid(weight[rows], alone, scale[rows], zero[rows], (-7, 7))
+        torch.testing.assert_close(together[rows], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("damping", [1e-4, 0.1])
+def test_factors_are_those_of_the_inverses(damping: float) -> None:
+    """Also for a matrix of rank 1, and of zeros, beside one another."""
+    x = torch.randn(40, 12)
+    hessians = torch.stack([moment(x), torch.ones(12, 12), torch.zeros(12, 12)])
+    factors = _factors(hessians, damping)
+    for hessian, factor in zip(hessians.double(), factors.double(), strict=True):
+        mean = hessian.diagonal().mean() or torch.tensor(1.0, dtype=torch.float64)
+        if not hessian.any():
+            hessian = torch.eye(12, dtype=torch.float64)
+        damped = hessian + damping * mean * torch.eye(12, dtype=torch.float64)
+        assert torch.equal(factor, factor.triu())
+        torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(12, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+def test_layers_of_many_inputs_keep_their_weights_with_a_note() -> None:
     program = Pipeline((InsertObservers(), Calibrate([images()])))(program_of(Inverted(), images()))
-    rounded = RoundGptq([images()])(program)
-    assert rounded.notes[-1] == "Rounded to the nearest step: conv2d_1, conv2d_4: it is a grouped convolution."
+    rounded = RoundGptq([images()], largest=20)(program)
     names = [str(node.target) for node in rounded.graph.find_nodes(op="get_attr")]
-    assert "wide.weight" in names and "expand.weight_rounded" in names
+    assert rounded.notes[-3:] == (
+        "Rounded to the nearest step: conv2d: it has 27 inputs an output.",
+        "Rounded to the nearest step: conv2d_4: it has 25 inputs an output.",
+        "Rounded to the nearest step: conv2d_5: it has 32 inputs an output.",
+    )
+    assert "wide.weight" in names and {"depthwise.weight_rounded", "expand.weight_rounded"} <= set(names)
     assert len(run(rounded, (images(),))) == 1
 
 
