@@ -39,6 +39,7 @@ from fxopt.passes.quantize.placement import Placement
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
+from fxopt.passes.quantize.rounded import JUDGED, LARGEST, apart
 from fxopt.target import Target
 
 LINEAR, LSTM = torch.ops.aten.linear.default, torch.ops.aten.lstm.input
@@ -119,10 +120,9 @@ class Calibrated:
     def __call__(self, kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         """Return why each float node stays float, and the quantized Program."""
         again = {name: reason for name, reason in kept.items() if name in self.dynamic}
-        steps: list[Pass] = [self._quantize({**kept, **self.dynamic})]
+        result = Pipeline((self._quantize({**kept, **self.dynamic}),))(self.eased)
         if self.dynamic:
-            steps.append(QuantizeDynamic(again, self.target.name))
-        result = Pipeline(steps)(self.eased)
+            result = with_dynamic_ranges(result, self.eased, QuantizeDynamic(again, self.target.name), self.data)
         static = self.placement(kept).float_reasons
         reasons = {name: reason for name, reason in static.items() if name not in self.dynamic or name in kept}
         if self.dynamic:
@@ -161,18 +161,39 @@ class Dynamic:
 
     eased: Program = field(repr=False)
     target: Target
+    data: Iterable[Any] | None = field(default=None, repr=False)
 
     def __call__(self, kept: Mapping[str, str]) -> tuple[Mapping[str, str], Program]:
         """Return why each float node stays float, and the quantized Program."""
         reasons = dynamic_float_reasons(self.eased, kept, self.target)
-        return _with_embeddings(reasons, Pipeline((QuantizeDynamic(kept, self.target.name),))(self.eased), kept)
+        step = QuantizeDynamic(kept, self.target.name)
+        return _with_embeddings(reasons, with_dynamic_ranges(self.eased, self.eased, step, self.data), kept)
 
 
 def dynamic_int8(baseline: Program, target: Target, data: Iterable[Any] | None = None) -> Dynamic:
     """Quantize linears and LSTMs, with ranges taken anew on every run, and the tables of embeddings."""
     if data is None or _linear_share(baseline) < LINEAR_SHARE:
-        return Dynamic(baseline, target)
-    return Dynamic(_eased_for_dynamic(baseline, target, _few(data, baseline)), target)
+        return Dynamic(baseline, target, data)
+    return Dynamic(_eased_for_dynamic(baseline, target, _few(data, baseline)), target, data)
+
+
+def with_dynamic_ranges(program: Program, exact: Program, step: QuantizeDynamic, data: Iterable[Any] | None) -> Program:
+    """Quantize linears with dynamic ranges, their weights rounded by data if that takes noise out of the outputs.
+
+    `exact` is the float Program, `program` the same with other layers quantized.
+    """
+    plain = Pipeline((step,))(program)
+    fitted, others = apart(data, program) if data is not None else ([], [])
+    if not fitted:
+        return plain
+    judged = first_samples(others, JUDGED)
+    expected = [value for item in judged for value in run_without_padding(exact.eval(), item)]
+
+    def noise(found: Program) -> float:
+        return relative_noise(expected, [value for item in judged for value in run_without_padding(found.eval(), item)])
+
+    rounded = Pipeline((replace(step, data=fitted, largest=LARGEST),))(program)
+    return rounded if noise(rounded) < WORTH_IT * noise(plain) else plain
 
 
 def exact_program(way: Quantization, baseline: Program) -> Program:

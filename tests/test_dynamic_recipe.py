@@ -10,7 +10,7 @@ import fxopt
 from fxopt.graph.capture import capture
 from fxopt.graph.quantized import integer_nodes
 from fxopt.passes.quantize import QuantizeDynamic
-from fxopt.recipes import dynamic_int8, dynamic_nodes, mixed_int8
+from fxopt.recipes import dynamic_int8, dynamic_nodes, mixed_int8, with_dynamic_ranges
 from fxopt.target import TARGETS
 
 
@@ -88,6 +88,19 @@ def test_static_and_dynamic_ranges_mix() -> None:
         reasons, quantized = mixed_int8(program, TARGETS[target], [TOKENS])({})
         assert len(integer_nodes(quantized)) == count
         assert ("lstm" in reasons) == (target == "portable")
+
+
+@pytest.mark.parametrize("correlated", [True, False])
+def test_weights_are_rounded_by_data_where_that_helps(correlated: bool) -> None:
+    """With inputs that have nothing to do with each other, rounding to the nearest is the best there is."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 8) @ torch.randn(8, 64) if correlated else 8 * torch.eye(64)
+    program = capture(nn.Linear(64, 32), x[:1], dynamic="batch")
+    step = QuantizeDynamic(target="x86-avx2")
+    plain, found = step(program), with_dynamic_ranges(program, program, step, [x])
+    steps = [result.module.get_buffer("weight_int8") for result in (plain, found)]
+    assert torch.equal(*steps) != correlated
+    assert torch.equal(with_dynamic_ranges(program, program, step, None).module.get_buffer("weight_int8"), steps[0])
 
 
 def test_what_is_named_stays_float() -> None:

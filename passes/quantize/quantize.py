@@ -32,7 +32,7 @@ class Quantize:
     - `keep_float`: names of nodes that stay float, or {name: reason}.
     - `correct_bias`: whether to correct biases where that helps, see CorrectBias: it takes two runs of some samples
       side by side in memory.
-    - `round_weights`: whether to round the weights of layers with up to 1,152 inputs an output with error feedback
+    - `round_weights`: whether to round the weights of layers with up to 1,536 inputs an output with error feedback
       where that helps, see RoundGptq.
     - `scheme`: bits, symmetry, form of the scales, clips of weights.
     - `known`: ranges that were found before, see Calibrate.

@@ -18,7 +18,7 @@ from fxopt.passes.quantize.round_gptq import RoundGptq
 SAMPLES, JUDGED = 32, 8  # half of the samples are for rounding, and up to so many of the others to judge it by
 # The few layers of more inputs an output (the last 3x3 kernels of a ResNet, a VGG's linears) would take most of the
 # time, and memory for matrices that are larger than the weights.
-LARGEST = 1152
+LARGEST = 1536
 
 Items = list[tuple[Tensor, ...]]
 
