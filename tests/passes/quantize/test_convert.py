@@ -108,7 +108,8 @@ def test_passes_by_hand_are_the_one_pass(net: type[nn.Module], x: Tensor, observ
         *(["CorrectBias(samples=16)"] if correct else []),
         "Convert(target='x86')",
     )
-    options = f"observer='{observer}', keep_float={{}}, correct_bias={correct}, scheme=Scheme()"
+    steps = f"correct_bias={correct}, round_weights=False"
+    options = f"observer='{observer}', keep_float={{}}, {steps}, scheme=Scheme()"
     assert whole.history[-1] == f"Quantize(target='x86', {options})"
     assert len(whole.history) == len(program.history) + 1
 
