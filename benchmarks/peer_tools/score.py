@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from fxopt.export.measure import Measurement, race
 from fxopt.export.session import Session
 
 FLOAT = "float"
-LOADS = 3  # of every file, a number of threads
+LOADS = 5  # of every file, a number of threads
 
 
 def score(folder: Path, seconds: float, threads: Sequence[int]) -> dict[str, dict[str, Any]]:
@@ -44,7 +45,7 @@ def score(folder: Path, seconds: float, threads: Sequence[int]) -> dict[str, dic
             rows[label] = {"error": str(error)}
     running = [label for label, row in rows.items() if "error" not in row]
     for count in threads:
-        heats = [_heat(folder, running, settings, items[0], seconds / LOADS, count) for _ in range(LOADS)]
+        heats = [_heat(folder, running, settings, items[0], seconds / LOADS, count, seed) for seed in range(LOADS)]
         for label in running:
             timings = [heat[label] for heat in heats]
             rows[label][f"seconds_{count}"] = statistics.median(timing.seconds for timing in timings)
@@ -61,10 +62,15 @@ def _heat(
     inputs: Sequence[Tensor],
     seconds: float,
     threads: int,
+    seed: int,
 ) -> dict[str, Measurement]:
-    """Load all files and time them in turn. Where a load puts its buffers moves the times of all of its runs."""
-    sessions = [Session(folder / f"{label}.onnx", threads=threads, settings=settings.get(label)) for label in labels]
-    return dict(zip(labels, race(sessions, inputs, seconds), strict=True))
+    """Load all files, the float one first, and time them in turn.
+
+    Where a load puts its buffers moves the times of all of its runs, so the others are loaded in a `seed`'s order.
+    """
+    order = [FLOAT, *random.Random(seed).sample([label for label in labels if label != FLOAT], len(labels) - 1)]
+    sessions = [Session(folder / f"{label}.onnx", threads=threads, settings=settings.get(label)) for label in order]
+    return dict(zip(order, race(sessions, inputs, seconds), strict=True))
 
 
 def _figures(
