@@ -3,7 +3,7 @@
 Deep networks can amplify a single rounding. Where the strict bound fails, the Program is asked how well it is defined
 at all: it runs once more with its float nodes in float64. An output as near to that as the bound demands is good too.
 What float64 and errors of the size of float32's change is the Program's rounding noise; the file may differ by about as
-much, down to a floor. A quantized graph whose nodes are all integer kernels has no such noise, so no excuse.
+much, down to a floor. With optimisations, a graph of integer kernels alone has no such noise, so no excuse.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from fxopt.passes.quantize.placement import Placement
 from fxopt.passes.quantize.quantize_dynamic import dynamic_float_reasons
 from fxopt.passes.quantize.quantize_embeddings import embedding_float_reasons
 from fxopt.passes.quantize.quantize_weights import weight_float_reasons
-from fxopt.passes.quantize.rounded import JUDGED, LARGEST, apart
+from fxopt.passes.quantize.rounded import JUDGED, LARGEST, apart, worth_it
 from fxopt.target import Target
 
 LINEAR, LSTM = torch.ops.aten.linear.default, torch.ops.aten.lstm.input
@@ -193,7 +193,7 @@ def with_dynamic_ranges(program: Program, exact: Program, step: QuantizeDynamic,
         return relative_noise(expected, [value for item in judged for value in run_without_padding(found.eval(), item)])
 
     rounded = Pipeline((replace(step, data=fitted, largest=LARGEST),))(program)
-    return rounded if noise(rounded) < WORTH_IT * noise(plain) else plain
+    return rounded if noise(rounded) < worth_it(fitted, others) * noise(plain) else plain
 
 
 def exact_program(way: Quantization, baseline: Program) -> Program:

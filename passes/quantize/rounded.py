@@ -37,9 +37,13 @@ def rounded_if_better(calibrated: Program, fitted: Items, others: Items) -> Prog
         return calibrated
     rounded = RoundGptq(fitted, largest=LARGEST)(calibrated)
     release_memory()
-    bound = WORTH_IT_FITTED if others[0] is fitted[0] else WORTH_IT
-    if noise_left(calibrated, rounded, first_samples(others, JUDGED)) < bound:
+    if noise_left(calibrated, rounded, first_samples(others, JUDGED)) < worth_it(fitted, others):
         return replace(rounded, notes=calibrated.notes)  # which layers are too large for it is of no interest here
     edit = Edit(calibrated, by=None)
     edit.note("Rounding weights with feedback does not bring the outputs nearer to the float ones; it is left out.")
     return edit.finish()
+
+
+def worth_it(fitted: Items, others: Items) -> float:
+    """Return what may be left of the outputs' noise: less where what was fitted to also judges."""
+    return WORTH_IT_FITTED if others[0] is fitted[0] else WORTH_IT
