@@ -145,8 +145,7 @@ def _pad_input(edit: Edit, node: fx.Node, target: Target) -> None:
     x, weight = _node(node.args[0]), _node(node.args[1])
     stored = edit.constant(weight.args[0])
     assert stored is not None
-    channels = int(stored.shape[1])
-    extra = target.convolution.pad_input.get(channels, channels) - channels
+    extra = target.convolution.padded(stored.shape) - int(stored.shape[1])
     if extra <= 0 or argument(node, "groups") != 1 or _node(x.args[0]).target is not quantize:
         return
     q, scale, zero_node = (_node(value) for value in x.args[:3])

@@ -6,7 +6,8 @@ channel counts the kernels take, and which ops may be integer at all. Those of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +32,8 @@ class ConvolutionKernels:
 
     - `input_multiple`, `output_multiple`: what the channels of an ungrouped convolution must be multiples of.
     - `input_minimum`, `output_minimum`: the fewest channels of an ungrouped convolution.
-    - `pad_input`: {input channels: channels to pad to with zeros}, for a convolution that reads a float value.
+    - `pad_input`: {input channels: channels to pad to with zeros}, for a convolution that reads a float value;
+      `pad_positions`: the most positions of a kernel that gains by it, None for any. Larger ones are taken as they are.
     - `group_width`: the fewest input channels a group of a grouped convolution; `chain_group_width`: the fewest inside
       a chain of integer ops, where a somewhat slower kernel costs less than the conversions around a float one.
     - `depthwise_multiple`: what the channels of a depthwise convolution must be a multiple of, inside a chain only.
@@ -44,10 +46,17 @@ class ConvolutionKernels:
     input_minimum: int = 4
     output_minimum: int = 16
     pad_input: Mapping[int, int] = field(default_factory=dict)
+    pad_positions: int | None = None
     group_width: int = 32
     chain_group_width: int = 8
     depthwise_multiple: int = 4
     matrix_product: Mapping[int, int] = field(default_factory=dict)
+
+    def padded(self, shape: Sequence[int]) -> int:
+        """Return the input channels of a convolution with a weight [outputs, inputs, *kernel], with those of zeros."""
+        channels, positions = int(shape[1]), math.prod(shape[2:])
+        worth_it = self.pad_positions is None or positions <= self.pad_positions
+        return self.pad_input.get(channels, channels) if worth_it else channels
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ TARGETS: dict[str, Target] = {
     "x86-avx2": replace(
         X86,
         name="x86-avx2",
-        convolution=ConvolutionKernels(pad_input={3: 4}, output_multiple=8),
+        convolution=ConvolutionKernels(pad_input={3: 4}, pad_positions=9, output_multiple=8),
         width_multiple=8,
         weight_max=64,
     ),

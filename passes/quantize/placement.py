@@ -145,8 +145,9 @@ class _Search:
 
     def _unpaddable(self, node: fx.Node) -> str | None:
         """Padding of channels is for values that are quantized just before; in a chain it would break the layout."""
-        width = int(argument(node, "weight").meta["val"].shape[1])
-        padded = self.integer[node] is Role.CONVOLUTION and width in self.target.convolution.pad_input
+        shape = argument(node, "weight").meta["val"].shape
+        width = int(shape[1])
+        padded = self.integer[node] is Role.CONVOLUTION and self.target.convolution.padded(shape) > width
         if padded and self.carries_integers(activations(node)[0]):
             return f"{width} input channels, which are padded only where a float value is quantized"
         return None

@@ -24,9 +24,14 @@ Items = list[tuple[Tensor, ...]]
 
 
 def apart(data: Iterable[Any], program: Program) -> tuple[Items, Items]:
-    """Return the first samples in two halves, one to fit to and one to judge by; both are the same if there is one."""
-    found = split_items(first_samples(calibration_inputs(data, program), SAMPLES), program, AT_ONCE)
+    """Return samples in two halves, one to fit to and one to judge by; both are the same if there is one.
+
+    They are the last SAMPLES of the first two times as many: what is tried is judged by the first ones (choose.py,
+    within_budget.py), and weights that were fitted to them would look better there than they are.
+    """
+    found = split_items(first_samples(calibration_inputs(data, program), 2 * SAMPLES), program, AT_ONCE)
     items = [item for item in found if all(tensor.numel() for tensor in item)]
+    items = first_samples(reversed(items), SAMPLES)[::-1]
     half = (len(items) + 1) // 2
     return items[:half], items[half:] or items
 

@@ -89,6 +89,17 @@ def test_a_stem_reads_four_channels_where_the_target_wants_them(target: str) -> 
     assert torch.allclose(lowered(x), program(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(("target", "wanted"), [("x86", 4), ("x86-avx2", 3)])
+def test_a_large_kernel_reads_padded_channels_only_where_that_is_faster(target: str, wanted: int) -> None:
+    x = torch.randn(2, 3, 16, 16) + 0.3
+    program = quantized(nn.Conv2d(3, 16, 5, stride=2), x, target)
+    lowered = verify(lower(program, TARGETS[target]), full=True)
+    node = next(node for node in lowered.graph.nodes if node.target is aten.conv2d.default)
+    assert integer_nodes(lowered)[node.name] == "conv"
+    assert node.args[0].meta["val"].shape[1] == node.args[1].meta["val"].shape[1] == wanted
+    assert torch.allclose(lowered(x), program(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("keepdim", [True, False])
 def test_a_spatial_mean_becomes_a_global_pool(keepdim: bool) -> None:
     class Pooled(nn.Module):

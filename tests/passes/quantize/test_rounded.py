@@ -36,8 +36,12 @@ def operations(program: Program) -> list[object]:
 
 def test_the_samples_to_judge_by_are_others(program: Program) -> None:
     fitted, others = apart(PARTS, program)
-    assert torch.equal(torch.cat([item[0] for item in fitted]), DATA[:16])
-    assert torch.equal(torch.cat([item[0] for item in others]), DATA[16:32])
+    assert torch.equal(torch.cat([item[0] for item in fitted]), DATA[8:24])
+    assert torch.equal(torch.cat([item[0] for item in others]), DATA[24:40])
+    more = list(torch.split(demo_data("calibration")[0][:100], 8))  # what is tried is judged by the first ones
+    fitted, others = apart(more, program)
+    assert torch.equal(torch.cat([item[0] for item in fitted]), torch.cat(more)[32:48])
+    assert torch.equal(torch.cat([item[0] for item in others]), torch.cat(more)[48:64])
     fitted, others = apart([DATA[:1]], program)
     assert len(fitted) == len(others) == 1 and torch.equal(fitted[0][0], others[0][0])
 
