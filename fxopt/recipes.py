@@ -102,7 +102,7 @@ def static_int8(baseline: Program, target: Target, data: Iterable[Any]) -> Calib
     trial = Quantize(few, target=target.name, correct_bias=False)
     # EqualizeLayers is not among them: per-channel weights leave it little to win, and trained networks lost by it.
     smooth = _linear_share(baseline) >= LINEAR_SHARE
-    eased = improve(baseline, _smoothings(few), trial, _tensors(few, baseline)) if smooth else baseline
+    eased = improve(baseline, _smoothings(few), trial.calibrated, _tensors(few, baseline)) if smooth else baseline
     return Calibrated(eased, target, data, _best_observer(eased, trial, few))
 
 
@@ -187,10 +187,10 @@ def with_dynamic_ranges(program: Program, exact: Program, step: QuantizeDynamic,
     if not fitted:
         return plain
     judged = first_samples(others, JUDGED)
-    expected = [value for item in judged for value in run_without_padding(exact.eval(), item)]
+    expected = run_without_padding(exact.eval(), judged)
 
     def noise(found: Program) -> float:
-        return relative_noise(expected, [value for item in judged for value in run_without_padding(found.eval(), item)])
+        return relative_noise(expected, run_without_padding(found.eval(), judged))
 
     rounded = Pipeline((replace(step, data=fitted, largest=LARGEST),))(program)
     return rounded if noise(rounded) < worth_it(fitted, others) * noise(plain) else plain
@@ -226,11 +226,11 @@ def _best_observer(program: Program, quantize: Quantize, few: Sequence[Any]) -> 
     """Return the observer whose ranges err less on samples that they were not taken from."""
     half = (len(few) + 1) // 2
     seen, judged = few[:half], _tensors(few[half:] or few, program)
-    exact = [value for item in judged for value in run_without_padding(program.eval(), item)]
+    exact = run_without_padding(program.eval(), judged)
 
     def noise(observer: Observer, known: KnownRanges) -> float:
-        found = replace(quantize, data=seen, observer=observer, known=known)(program).eval()
-        result = relative_noise(exact, [value for item in judged for value in run_without_padding(found, item)])
+        found = replace(quantize, data=seen, observer=observer, known=known).calibrated(program).eval()
+        result = relative_noise(exact, run_without_padding(found, judged))
         del found
         release_memory()
         return result

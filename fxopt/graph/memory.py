@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
@@ -29,22 +31,37 @@ def return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def resident_memory() -> int:
+    """Return how many bytes the process has in memory; 0 where the system does not tell (it does on Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 @dataclass
 class Trimmer:
-    """Gives free memory back each time that values of so many elements were made.
+    """Gives free memory back where a run over values has let the process grow.
 
     Left alone, what values took and no longer need grows to several times what is needed at once: their sizes differ.
+    But memory that was given back has to be mapped and cleared anew, which can take as long as computing the values.
+    So it is looked at each time that values of `every` elements were made, and given back after a growth of `growth`
+    bytes.
     """
 
     every: int = 2**22
+    growth: int = 2**25
     made: int = 0
+    last: int = field(default_factory=resident_memory)
 
     def made_one(self, value: object) -> None:
         """Count a value that was just made."""
         self.made += value.numel() if isinstance(value, Tensor) else 0
         if self.made > self.every:
-            return_free_memory()
             self.made = 0
+            if resident_memory() > self.last + self.growth:
+                return_free_memory()
+                self.last = resident_memory()
 
 
 @contextmanager

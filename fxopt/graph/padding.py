@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxopt.graph.interpret import run
+from fxopt.graph.interpret import run_together
 from fxopt.graph.program import Program
 
 MASK = "attention_mask"  # [batch, sequence], above 0 where there is a token; as the models of transformers name it
@@ -32,7 +32,13 @@ def without_padding(value: Any, real: Tensor | None) -> Any:
     return value[real] if fits else value
 
 
-def run_without_padding(program: Program, item: Sequence[Tensor]) -> list[Any]:
-    """Run a Program and return the real positions of its outputs."""
-    real = real_positions([spec.name for spec in program.inputs], item)
-    return [without_padding(value, real) for value in run(program, item)]
+def run_without_padding(program: Program, items: Sequence[Sequence[Tensor]]) -> list[Any]:
+    """Run a Program on items side by side and return the real positions of their outputs, one item after the other."""
+    names = [spec.name for spec in program.inputs]
+    found = zip(items, run_together(program, items), strict=True)
+    return [
+        without_padding(value, real)
+        for item, outputs in found
+        for real in [real_positions(names, item)]
+        for value in outputs
+    ]

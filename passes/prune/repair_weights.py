@@ -87,7 +87,5 @@ def _apart(items: list[tuple[Tensor, ...]], program: Program) -> list[tuple[Tens
 
 def _error(original: Program, program: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
     """Return the power of the outputs' difference over that of the original's."""
-    exact, found = (
-        [value for item in items for value in run_without_padding(which.eval(), item)] for which in (original, program)
-    )
+    exact, found = (run_without_padding(which.eval(), items) for which in (original, program))
     return relative_noise(exact, found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 
 from fxopt.data import calibration_inputs, first_samples, split_items
 from fxopt.graph.integer_arithmetic import INTEGER_OPS, op_of
-from fxopt.graph.interpret import last_reads, relative_noise
+from fxopt.graph.interpret import compute_together, last_reads, relative_noise, same_for_all
 from fxopt.graph.memory import Trimmer, release_memory
 from fxopt.graph.ops import fake_quantize
 from fxopt.graph.padding import real_positions, run_without_padding, without_padding
@@ -26,6 +27,7 @@ from fxopt.graph.quantized import is_constant
 from fxopt.graph.rewrite import Edit, argument
 from fxopt.passes.quantize.lanes import Lanes, compute_both
 from fxopt.passes.quantize.placement import WEIGHTED
+from fxopt.passes.quantize.remove_fake_quantize import RemoveFakeQuantize
 from fxopt.passes.quantize.rules import QUANTIZE_RULES
 
 SAMPLES, AT_ONCE = 16, 4
@@ -61,7 +63,7 @@ class CorrectBias:
         half = (len(items) + 1) // 2
         fitted, judged = items[:half], items[half:] or items
         release_memory()  # of the calibration: two runs side by side need room
-        corrections = _run_both_lanes(program.eval(), fitted, correct=True).corrections
+        corrections = _corrections(program.eval(), fitted)
         release_memory()
         nodes = {node.name: node for node in edit.graph.nodes}
         for name, correction in corrections.items():
@@ -76,10 +78,9 @@ class CorrectBias:
 
 def noise_left(before: Program, after: Program, items: Sequence[tuple[Tensor, ...]]) -> float:
     """Return the share of the outputs' noise that a change of a calibrated Program leaves."""
-    plain = _run_both_lanes(before.eval(), items, correct=False)
-    changed = [value for item in items for value in run_without_padding(after.eval(), item)]
-    noise = relative_noise(plain.exact, plain.quantized)
-    return relative_noise(plain.exact, changed) / noise if noise else 1.0
+    exact = run_without_padding(RemoveFakeQuantize()(before).eval(), items)
+    plain, changed = (relative_noise(exact, run_without_padding(found.eval(), items)) for found in (before, after))
+    return changed / plain if plain else 1.0
 
 
 def is_quantized_layer(node: fx.Node) -> bool:
@@ -95,18 +96,12 @@ def _is_fake(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.target is fake_quantize
 
 
-@dataclass(frozen=True)
-class _LanesRun:
-    """Outputs of all items in float and behind quantization, and the corrections by the name of the layer."""
+def _corrections(program: Program, items: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """Run all items side by side, in float and behind quantization; return what to add to the bias of each layer.
 
-    exact: list[Any]
-    quantized: list[Any]
-    corrections: dict[str, Tensor]
-
-
-def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], correct: bool) -> _LanesRun:
-    """Run all items side by side, in float and behind quantization, and correct each layer as it comes if asked to."""
-    dead = last_reads(program)
+    Each layer is corrected as it comes.
+    """
+    dead, shared = last_reads(program), same_for_all(program)
     lanes: list[Lanes] = [
         {node: (value, value) for node, value in zip(program.placeholders, item, strict=True)} for item in items
     ]
@@ -116,23 +111,16 @@ def _run_both_lanes(program: Program, items: Sequence[tuple[Tensor, ...]], corre
     trimmer = Trimmer()
     with torch.no_grad():
         for node in program.graph.nodes:
-            if node.op == "placeholder":
+            if node.op in ("placeholder", "output"):
                 continue
-            for values in lanes:
-                values[node] = compute_both(program, node, values)
-            if node.op == "output":
-                break
-            if correct and is_quantized_layer(node):
+            compute_together(lanes, node, partial(compute_both, program, node), node in shared)
+            if is_quantized_layer(node):
                 corrections[node.name] = _correct(node, lanes, reals)
             for values in lanes:
                 for source in dead.get(node, ()):
                     values.pop(source, None)
                 trimmer.made_one(values.get(node, (None,))[0])
-    found: tuple[list[Any], list[Any]] = ([], [])
-    for real, values in zip(reals, lanes, strict=True):
-        for side, outputs in zip(found, values[program.output_node], strict=True):
-            side += [without_padding(value, real) for value in outputs]
-    return _LanesRun(*found, corrections)
+    return corrections
 
 
 def _correct(node: fx.Node, lanes: Sequence[Lanes], reals: Sequence[Tensor | None]) -> Tensor:

@@ -4,8 +4,9 @@
 
 with H = E[x xᵀ] of the layer's inputs: the error Σ‖(W − Ŵ)x‖² of the layer's output falls, though that of the weights
 rises. (Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-algorithm 1, with lazy updates in blocks of columns.) Then each column is rounded anew to what is best while all others
-stay as they are, SWEEPS times over (coordinate descent): the first did not know what the last could make up for.
+algorithm 1, with lazy updates in blocks of columns.) On a coarse grid each column is then rounded anew to what is best
+while all others stay as they are, SWEEPS times over (coordinate descent): the first did not know what the last could
+make up for. With 7 or 8 bits that took a third of the time and moved outputs by less than a few samples can tell.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 Grid = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 COLUMNS = 128  # rounded before the columns after them are updated
 ATTEMPTS = 8
-SWEEPS = 2
+SWEEPS, COARSE = 2, 100  # times over, on grids of fewer steps
 
 
 def round_with_feedback(
@@ -67,7 +68,8 @@ def round_with_feedback(
     del rest, factor
     starts = range(0, size, group)
     scales, zeros = (torch.stack([grids[start][index] for start in starts], 1) for index in range(2))
-    _descend(_columns(weight.float(), len(matrices)), matrices, result, (scales, zeros), limits, group, damping)
+    if limits[1] - limits[0] < COARSE:
+        _descend(_columns(weight.float(), len(matrices)), matrices, result, (scales, zeros), limits, group, damping)
     return _rows(result), scales, zeros
 
 

@@ -30,7 +30,7 @@ def improve(
     What was tried and left out is in the notes of the result, if nothing is kept. The pass that is kept runs twice:
     each result can hold all weights once more, and two of them are never in memory.
     """
-    exact = [value for item in items for value in run_without_padding(program.eval(), item)]
+    exact = run_without_padding(program.eval(), items)
 
     def noise(step: Pass | None) -> float | None:
         candidate = step(program) if step is not None else program
@@ -40,7 +40,7 @@ def improve(
         quantized = quantize(candidate).eval()
         del candidate  # it may hold all weights once more
         release_memory()
-        result = relative_noise(exact, [value for item in items for value in run_without_padding(quantized, item)])
+        result = relative_noise(exact, run_without_padding(quantized, items))
         del quantized
         release_memory()
         return result

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from fxopt.graph.interpret import Values, last_reads, step_of
+from fxopt.graph.interpret import Step, Values, compute_together, last_reads, same_for_all, step_of
 from fxopt.graph.memory import Trimmer, return_free_memory
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument
 
 aten = torch.ops.aten
+ENOUGH, PER_INPUT = 1024, 8  # positions that a convolution's moments are taken from at least, and for each input
 PATCHES = 2**22  # elements of a convolution's patches in memory at a time
 
 
@@ -30,7 +32,7 @@ def visit_layers(
     `visit(layer, hessian)` gets E[x xᵀ] of the layer's inputs and returns the weight to go on with. Of the values only
     those still needed are in memory, and one such matrix at a time.
     """
-    dead = last_reads(program)
+    dead, shared = last_reads(program), same_for_all(program)
     lanes: list[Values] = [dict(zip(program.placeholders, item, strict=True)) for item in items]
     trimmer = Trimmer()
     known: tuple[Any, Tensor] = (None, torch.empty(0))  # layers side by side often read the same value
@@ -45,12 +47,16 @@ def visit_layers(
                     known = key, _hessian(node, lanes)
                 weight = {node.args[1]: visit(node, known[1])}
                 return_free_memory()
-            compute = step_of(program, node).compute
+            compute = partial(_compute, step_of(program, node), weight)
+            compute_together(lanes, node, compute, node in shared)
             for values in lanes:
-                values[node] = compute({**{source: values[source] for source in node.all_input_nodes}, **weight})
                 for source in dead.get(node, ()):
                     values.pop(source, None)
                 trimmer.made_one(values.get(node))
+
+
+def _compute(step: Step, weight: Mapping[fx.Node, Any], values: Values) -> Any:
+    return step.compute({**{source: values[source] for source in step.reads}, **weight})
 
 
 def layer_problem(node: fx.Node, largest: int | None = None) -> str | None:
@@ -76,19 +82,35 @@ def _groups(node: fx.Node) -> int:
 def _hessian(node: fx.Node, lanes: Sequence[Values]) -> Tensor:
     """Return the mean of x xᵀ over all positions at which a layer applies its weight, [K, K], or [groups, K, K]."""
     total, count = torch.zeros(()), 0
-    for values in lanes:
-        for rows in _rows(node, values[argument(node, "input")]):
+    found = [values[argument(node, "input")] for values in lanes]
+    step = _step(node, found)
+    for x in found:
+        for rows in _rows(node, x, step):
             total = total + rows.mT @ rows
             count += rows.shape[-2]
     return total / max(count, 1)
 
 
-def _rows(node: fx.Node, x: Tensor) -> Iterator[Tensor]:
-    """Yield what a layer multiplies with its flattened weight, [rows, K] or [groups, rows, K], some samples at once."""
+def _step(node: fx.Node, found: Sequence[Tensor]) -> int:
+    """Return how far apart the positions of a convolution may be, in both directions, so that enough are left."""
+    options = _patch_options(node)
+    if options is None:
+        return 1
+    positions = sum(x.numel() // x.shape[-3] for x in found) / math.prod(options["stride"])
+    inputs = math.prod(argument(node, "weight").meta["val"].shape[1:])
+    return max(1, math.isqrt(int(positions / max(ENOUGH, PER_INPUT * inputs))))
+
+
+def _rows(node: fx.Node, x: Tensor, step: int) -> Iterator[Tensor]:
+    """Yield what a layer multiplies with its flattened weight, [rows, K] or [groups, rows, K], some samples at once.
+
+    Only every `step`-th position of a convolution counts, in each direction.
+    """
     options, groups = _patch_options(node), _groups(node)
     if options is None:
         yield x.reshape(-1, x.shape[-1])
         return
+    options["stride"] = tuple(step * value for value in options["stride"])
     x = x if x.ndim == 4 else x[None]
     size = x[0].numel() * options["kernel_size"][0] * options["kernel_size"][1]
     is_pointwise = options["kernel_size"] == (1, 1) and not any(options["padding"])

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxopt.errors import DataError
 from fxopt.graph.capture import capture
-from fxopt.graph.interpret import compare, node_values, run, sqnr, walk_pairs
+from fxopt.graph.interpret import compare, node_values, run, run_together, sqnr, walk_pairs
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit
 from tests.graph.models import ConvNet, Function
@@ -146,3 +146,29 @@ def test_sqnr_adds_up_over_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sqnr_of_integers_is_exact() -> None:
     assert sqnr(torch.tensor([200], dtype=torch.uint8), torch.tensor([220], dtype=torch.uint8)) == pytest.approx(20.0)
+
+
+def test_items_run_side_by_side_give_what_each_gives_alone() -> None:
+    """Also of several sizes; what no input reaches is computed once."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            weight = self.weight * 2
+            return torch.nn.functional.linear(x, weight), x.relu()
+
+    program = capture(Scaled(), torch.randn(2, 4), dynamic="batch")
+    items = [(torch.randn(size, 4),) for size in (1, 3, 2)]
+    made = []
+    original = torch.ops.aten.mul.Tensor
+    node = next(node for node in program.graph.nodes if node.target is original)
+    node.target = lambda x, factor: made.append(None) or original(x, factor)
+    for item, outputs in zip(items, run_together(program, items), strict=True):
+        for found, expected in zip(outputs, run(program, item), strict=True):
+            assert torch.equal(found, expected)
+    assert len(made) == 1 + len(items)
+    with pytest.raises(DataError):
+        run_together(program, [(torch.randn(2, 5),)])

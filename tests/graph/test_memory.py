@@ -6,10 +6,12 @@ import resource
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import torch
 
-from fxopt.graph.memory import quick_collections, release_memory
+from fxopt.graph.memory import Trimmer, quick_collections, release_memory
 
 
 def resident() -> int:
@@ -26,6 +28,22 @@ def test_freed_memory_below_what_is_in_use_is_returned() -> None:
     release_memory()
     assert resident() - start < 60e6, "300 MB were taken, 0.3 are still in use"
     assert len(in_use) == 300
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory and can be told to trim")
+def test_a_trimmer_gives_memory_back_only_where_the_process_has_grown() -> None:
+    release_memory()
+    value, trims = torch.empty(1000), []
+    with patch("fxopt.graph.memory.return_free_memory", lambda: trims.append(resident())):
+        trimmer = Trimmer(every=999, growth=50_000_000)
+        for _ in range(5):
+            trimmer.made_one(value)
+        assert not trims
+        held = torch.ones(20_000_000)
+        for _ in range(5):
+            trimmer.made_one(value)
+        assert len(trims) == 1, "80 MB more were there at the first look, and none at the others"
+    assert held.numel()
 
 
 class Cycle:

@@ -50,6 +50,6 @@ class Tagger(nn.Module):
 
 def test_outputs_of_a_program_without_padding() -> None:
     program = capture(Tagger(), {"input_ids": TOKENS, "attention_mask": MASK}, dynamic="batch")
-    tags, sums = run_without_padding(program, (TOKENS, MASK))
+    tags, sums = run_without_padding(program, [(TOKENS, MASK)])
     assert torch.equal(tags[:, 0], torch.tensor([0.0, 1.0, 2.0, 4.0, 5.0]))
     assert torch.equal(sums, Tagger()(TOKENS, MASK)[1])

@@ -224,6 +224,12 @@ def test_grouped_convolutions_are_rounded_group_by_group() -> None:
         torch.testing.assert_close(together[rows], expected, rtol=0, atol=1e-5)
 
 
+def test_of_large_images_every_second_position_is_enough() -> None:
+    layer, x = nn.Conv2d(3, 4, 3, stride=2), torch.randn(2, 3, 130, 130) + 0.5  # 2 x 64 x 64 positions; 1024 will do
+    patches = functional.unfold(x, 3, stride=4).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(hessian_of(layer, x), moment(patches), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("damping", [1e-4, 0.1])
 def test_factors_are_those_of_the_inverses(damping: float) -> None:
     """Also for a matrix of rank 1, and of zeros, beside one another."""
