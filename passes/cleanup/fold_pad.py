@@ -15,17 +15,12 @@ from torch import fx
 
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import Edit, argument
-from fxopt.passes.cleanup.layers import CONVOLUTIONS, explicit_padding, set_arguments, sizes
+from fxopt.passes.cleanup.layers import CONVOLUTIONS, PADDED_BY_NAME, explicit_padding, set_arguments, sizes
 
 aten = torch.ops.aten
 Op = Callable[..., Any]
 
 PADS = {aten.pad.default, aten.constant_pad_nd.default}
-PADDED_BY_NAME: dict[Op, Op] = {
-    aten.conv1d.padding: aten.conv1d.default,
-    aten.conv2d.padding: aten.conv2d.default,
-    aten.conv3d.padding: aten.conv3d.default,
-}
 # The number of spatial dimensions.
 MAX_POOLS: dict[Op, int] = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
 AVG_POOLS: dict[Op, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
@@ -61,7 +56,7 @@ class FoldPad:
 def _fold(node: fx.Node, padding: list[int]) -> None:
     pad = node.args[0]
     assert isinstance(pad, fx.Node)
-    node.target = PADDED_BY_NAME.get(node.target, node.target)  # type: ignore[arg-type]
+    node.target = PADDED_BY_NAME.get(node.target, node.target)
     node.args = (pad.args[0], *node.args[1:])
     set_arguments(node, padding=padding, **({"count_include_pad": True} if node.target in AVG_POOLS else {}))
 

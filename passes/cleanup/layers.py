@@ -41,6 +41,11 @@ LAYERS: dict[Any, Kind] = {
     aten.conv_transpose2d.input: Kind(2, transposed=True),
     aten.conv_transpose3d.input: Kind(3, transposed=True),
 }
+PADDED_BY_NAME: dict[Any, Any] = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
 CONVOLUTIONS = {op: kind for op, kind in LAYERS.items() if kind.spatial and not kind.transposed}
 
 

@@ -20,8 +20,10 @@ from fxopt.passes.quantize.quantize_embeddings import QuantizeEmbeddings
 from fxopt.passes.quantize.quantize_weights import QuantizeWeights
 from fxopt.passes.quantize.remove_fake_quantize import RemoveFakeQuantize
 from fxopt.passes.quantize.restore_batch_norm import RestoreBatchNorm
+from fxopt.passes.quantize.round_biases import RoundBiases
 from fxopt.passes.quantize.round_gptq import RoundGptq
 from fxopt.passes.quantize.scheme import FIXED_POINT, Scheme
+from fxopt.passes.quantize.shift_negatives import ShiftNegatives
 from fxopt.passes.quantize.smooth_quant import SmoothQuant
 from fxopt.passes.quantize.store_int8 import StoreInt8
 from fxopt.passes.quantize.track_ranges import TrackRanges
@@ -48,8 +50,10 @@ __all__ = [
     "QuantizeWeights",
     "RemoveFakeQuantize",
     "RestoreBatchNorm",
+    "RoundBiases",
     "RoundGptq",
     "Scheme",
+    "ShiftNegatives",
     "SmoothQuant",
     "StoreInt8",
     "TrackRanges",

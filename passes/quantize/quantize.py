@@ -15,6 +15,7 @@ from fxopt.passes.quantize.correct_bias import CorrectBias
 from fxopt.passes.quantize.insert import InsertObservers
 from fxopt.passes.quantize.observers import Observer
 from fxopt.passes.quantize.placement import reasons_of
+from fxopt.passes.quantize.round_biases import RoundBiases
 from fxopt.passes.quantize.rounded import apart, rounded_if_better
 from fxopt.passes.quantize.scheme import Scheme
 from fxopt.target import find_target
@@ -61,6 +62,7 @@ class Quantize:
             result = rounded_if_better(result, fitted, data)
         if self.correct_bias:
             result = CorrectBias(data)(result)  # fitted to samples for which no weight was rounded, if there are such
+        result = RoundBiases(self.scheme.bias_bits, self.scheme.power_of_two)(result)
         return_free_memory()  # what the values of calibration took; converting weights needs as much again
         result = Convert(self.target)(result)
         return_free_memory()

@@ -17,6 +17,7 @@ from fxopt.graph.grids import SMALLEST_STEP, scales_of, zero_points_of
 
 ZERO_RANGE = 1.0
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+BIAS_BITS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Scheme:
     """How values and weights are quantized. The default is int8 for onnxruntime.
 
     - `activation_bits`, `weight_bits`: 2 to 8, or 16, which is for simulation: no kernel takes it.
+    - `bias_bits`: 8, 16 or 32, which are the steps of the sums; see RoundBiases.
     - `symmetric`: activations with the zero point 0, in signed integers, or in unsigned ones where nothing is
       negative; else affine, with any zero point. Weights are always symmetric, in [-m, m] with m = 2^(bits-1) - 1.
     - `per_channel`: one scale for each output channel of a weight, or one for the whole.
@@ -84,11 +86,14 @@ class Scheme:
     per_channel: bool = True
     power_of_two: bool = False
     clip_weights: float | Literal["mse"] | None = None
+    bias_bits: int = 32
 
     def __post_init__(self) -> None:
         for name in ("activation_bits", "weight_bits"):
             if getattr(self, name) not in BITS:
                 raise PassError(f"{name} is {getattr(self, name)!r}. Choose one of {', '.join(map(str, BITS))}.")
+        if self.bias_bits not in BIAS_BITS:
+            raise PassError(f"bias_bits is {self.bias_bits!r}. Choose one of {', '.join(map(str, BIAS_BITS))}.")
         clip = self.clip_weights
         if clip is not None and not (clip == "mse" if isinstance(clip, str) else 0 < clip <= 100):
             raise PassError(f"clip_weights is {clip!r}. Give 'mse', a percentile above 0 and up to 100, or None.")
