@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from fxopt.graph.interpret import Step, Values, compute_together, last_reads, same_for_all, step_of
 from fxopt.graph.memory import Trimmer, return_free_memory
+from fxopt.graph.ops import fake_quantize
 from fxopt.graph.program import Program
 from fxopt.graph.rewrite import argument
+from fxopt.passes.quantize.feedback import COARSE
 
 aten = torch.ops.aten
 ENOUGH, PER_INPUT = 1024, 8  # positions that a convolution's moments are taken from at least, and for each input
@@ -92,13 +94,22 @@ def _hessian(node: fx.Node, lanes: Sequence[Values]) -> Tensor:
 
 
 def _step(node: fx.Node, found: Sequence[Tensor]) -> int:
-    """Return how far apart the positions of a convolution may be, in both directions, so that enough are left."""
+    """Return how far apart the positions of a convolution may be, in both directions, so that enough are left.
+
+    For a weight on a coarse grid, on which feedback has more to make up for, none are left out.
+    """
     options = _patch_options(node)
-    if options is None:
+    if options is None or _is_coarse(argument(node, "weight")):
         return 1
     positions = sum(x.numel() // x.shape[-3] for x in found) / math.prod(options["stride"])
     inputs = math.prod(argument(node, "weight").meta["val"].shape[1:])
     return max(1, math.isqrt(int(positions / max(ENOUGH, PER_INPUT * inputs))))
+
+
+def _is_coarse(weight: fx.Node) -> bool:
+    if weight.target is not fake_quantize:
+        return False
+    return bool(argument(weight, "quant_max") - argument(weight, "quant_min") < COARSE)
 
 
 def _rows(node: fx.Node, x: Tensor, step: int) -> Iterator[Tensor]:

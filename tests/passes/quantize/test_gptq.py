@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fxopt.demo import demo_data, demo_model
 from fxopt.errors import DataError, PassError
 from fxopt.graph.capture import capture
-from fxopt.graph.interpret import run, sqnr
+from fxopt.graph.interpret import node_values, run, sqnr
 from fxopt.graph.ops import dequantize, fake_quantize
 from fxopt.graph.pipeline import Pipeline
 from fxopt.graph.program import Program
@@ -228,6 +228,24 @@ def test_of_large_images_every_second_position_is_enough() -> None:
     layer, x = nn.Conv2d(3, 4, 3, stride=2), torch.randn(2, 3, 130, 130) + 0.5  # 2 x 64 x 64 positions; 1024 will do
     patches = functional.unfold(x, 3, stride=4).transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(hessian_of(layer, x), moment(patches), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "stride"), [(4, 2), (8, 4)])
+def test_on_a_coarse_grid_all_positions_count(bits: int, stride: int) -> None:
+    x = torch.randn(2, 3, 130, 130) + 0.5
+    observed = InsertObservers()(capture(nn.Conv2d(3, 16, 3, stride=2), x))
+    program = Calibrate([x], scheme=Scheme(weight_bits=bits))(observed)
+    layers = [node for node in program.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+    found: list[Tensor] = []
+
+    def visit(node: fx.Node, hessian: Tensor) -> Tensor:
+        found.append(hessian)
+        return torch.zeros(16, 3, 3, 3)
+
+    visit_layers(program, [(x,)], layers, visit)
+    (value,) = node_values(program, (x,), [str(layers[0].args[0])]).values()
+    patches = functional.unfold(value, 3, stride=stride).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(found[0], moment(patches), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("damping", [1e-4, 0.1])
