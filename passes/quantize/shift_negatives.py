@@ -41,7 +41,7 @@ def _gelu(node: fx.Node) -> float:
 
 
 def _elu(node: fx.Node) -> float:
-    return float(argument(node, "alpha") * argument(node, "scale"))
+    return max(0.0, float(argument(node, "alpha") * argument(node, "scale")))
 
 
 # How far below zero the results of an op reach, rounded up in the last digit; for all inputs there can be.
@@ -91,8 +91,9 @@ class ShiftNegatives:
 
 def _readers(module: torch.nn.Module, value: fx.Node) -> list[Layer]:
     """Return the layers that read a value, once each, if nothing else does and all can take a shift; else none."""
-    layers = [layer_at(module, user) for user in value.users]
-    return [] if any(layer is None or not _can_take(layer, value) for layer in layers) else layers  # type: ignore[return-value]
+    found = [layer_at(module, user) for user in value.users]
+    layers = [layer for layer in found if layer is not None and _can_take(layer, value)]
+    return layers if len(layers) == len(found) else []
 
 
 def _can_take(layer: Layer, value: fx.Node) -> bool:
@@ -105,8 +106,7 @@ def _can_take(layer: Layer, value: fx.Node) -> bool:
 def _shift(edit: Edit, node: fx.Node) -> None:
     depth = DEPTHS[node.target](node)
     readers = _readers(edit.module, node)
-    following = node.next
-    moved = edit.call(aten.add.Tensor, node, depth, before=following, name=f"{node.name}_shifted")
+    moved = edit.call(aten.add.Tensor, node, depth, before=node.next, name=f"{node.name}_shifted")
     for layer in readers:
         one, shift = torch.ones((), dtype=torch.float64), torch.full((), -depth, dtype=torch.float64)
         _, bias = scale_inputs(layer, one, shift)

@@ -1,5 +1,7 @@
 """ShiftNegatives: the float outputs stay, symmetric values lose their sign, and it is kept only where that helps."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,14 @@ from fxopt.passes.quantize import Quantize, Scheme, ShiftNegatives
 from fxopt.passes.quantize.shift_negatives import DEPTHS
 
 aten = torch.ops.aten
+Op = Callable[[Tensor], Tensor]
 X = torch.randn(8, 3, 12, 12)
 
 
 class Swish(nn.Module):
     """Swish-like ops between convolutions of every sort of padding, and a linear without a bias."""
 
-    def __init__(self, op: object = functional.silu) -> None:
+    def __init__(self, op: Op = functional.silu) -> None:
         super().__init__()
         self.op = op
         self.first = nn.Conv2d(3, 16, 3)
@@ -30,8 +33,8 @@ class Swish(nn.Module):
         self.head = nn.Linear(32, 5, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.same(self.op(self.padded(self.op(self.first(x)))))  # type: ignore[operator]
-        y: Tensor = self.head(self.op(x.mean((2, 3))))  # type: ignore[operator]
+        x = self.same(self.op(self.padded(self.op(self.first(x)))))
+        y: Tensor = self.head(self.op(x.mean((2, 3))))
         return y
 
 
@@ -44,7 +47,7 @@ def shifted(program: Program) -> list[str]:
     [functional.silu, functional.hardswish, functional.mish, functional.gelu, functional.elu],
     ids=lambda op: str(op.__name__),
 )
-def test_the_float_outputs_stay_the_same(op: object) -> None:
+def test_the_float_outputs_stay_the_same(op: Op) -> None:
     program = capture(Swish(op), X)
     result = verify(ShiftNegatives()(program), full=True)
     assert len(shifted(result)) == 3
@@ -68,7 +71,7 @@ def test_the_graph() -> None:
 
 
 @pytest.mark.parametrize("op", DEPTHS, ids=str)
-def test_no_result_is_deeper_than_the_table_says(op: object) -> None:
+def test_no_result_is_deeper_than_the_table_says(op: Op) -> None:
     x = torch.linspace(-30, 30, 600_001, dtype=torch.float64)
     program = capture(Lambda(op), x)
     node = next(node for node in program.graph.nodes if node.target is op)
@@ -77,12 +80,12 @@ def test_no_result_is_deeper_than_the_table_says(op: object) -> None:
 
 
 class Lambda(nn.Module):
-    def __init__(self, op: object) -> None:
+    def __init__(self, op: Op) -> None:
         super().__init__()
         self.op = op
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.op(x)  # type: ignore[operator]
+        y: Tensor = self.op(x)
         return y
 
 
